@@ -1,0 +1,44 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Everything else is for people changing the code.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+
+.PHONY: help setup demo test check bench chaos lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+setup: $(STAMP) ## make the virtual environment from the lock file
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "nodemesh needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: setup ## run the whole mesh on this machine (Ctrl-C ends it)
+	$(BIN)/mesh-agent up --state-dir .mesh
+
+check: setup ## style, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy mesh agents cli
+
+test: setup ## every test, with a short chaos round
+	$(BIN)/python -m pytest -m "not bench and not long"
+
+chaos: setup ## the long chaos rounds
+	$(BIN)/python -m pytest tests/chaos -m "not bench"
+
+bench: setup ## the figures of BENCHMARKS.md
+	$(BIN)/python -m pytest tests/bench -m bench -s
+
+lock: ## pin the dependencies again (needs uv)
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --no-emit-index-url --no-header --upgrade -o requirements.lock
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,103 @@
+"""Every setting, its default, unit and range. Where a value came from is the loader's business
+(`mesh.adapters.settings`)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from mesh.types import MergeStrategy
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: frozen, strict."""
+
+
+class NatsConfig(Settings, kw_only=True):
+    """How to reach the broker."""
+
+    servers: Annotated[list[str], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["nats://127.0.0.1:4222"]
+    )
+    credentials: str = ""
+    """Path of a JSON file with `user` and `password`; readable by its owner alone."""
+    connect_timeout_s: Seconds = 5.0
+    ping_interval_s: Seconds = 5.0
+    max_outstanding_pings: Annotated[int, Meta(ge=1, le=100)] = 2
+    max_pending_bytes: Annotated[int, Meta(ge=65_536)] = 16 * 1024 * 1024
+    """Unsent bytes beyond which new requests are refused as overloaded."""
+
+
+class NodeConfig(Settings, kw_only=True):
+    """One node agent."""
+
+    name: Annotated[str, Meta(max_length=200)] = ""
+    type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] = "child"
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    capabilities: list[str] = msgspec.field(default_factory=lambda: ["search", "actions"])
+    shard: str = ""
+    """Empty: the node holds a shard of its own, named like its slug."""
+    max_parallel_requests: Annotated[int, Meta(ge=1, le=10_000)] = 10
+    max_queued_requests: Annotated[int, Meta(ge=0, le=100_000)] = 128
+    stop_grace_s: Seconds = 10.0
+    """How long a stopping node lets running work finish."""
+    outcome_days: Annotated[float, Meta(gt=0, le=3650)] = 1.0
+    """How long the outcome of an action answers its id."""
+
+
+class HealthConfig(Settings, kw_only=True):
+    """When a node counts as what."""
+
+    heartbeat_interval_s: Seconds = 1.0
+    suspect_after_intervals: Annotated[float, Meta(gt=1, le=100)] = 1.5
+    unreachable_after_intervals: Annotated[float, Meta(gt=1, le=1000)] = 3.0
+    stalled_lag_s: Seconds = 2.0
+    probe_interval_s: Seconds = 5.0
+    probe_timeout_s: Seconds = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError (msgspec turns it into its own)."""
+        if self.unreachable_after_intervals <= self.suspect_after_intervals:
+            raise ValueError("unreachable_after_intervals must exceed suspect_after_intervals")
+
+
+class RoutingConfig(Settings, kw_only=True):
+    """How requests leave."""
+
+    request_timeout_s: Seconds = 30.0
+    """Of an action, unless its author or caller says otherwise."""
+
+
+class SearchConfig(Settings, kw_only=True):
+    """Defaults of a search."""
+
+    embedder: str = "wordllama"
+    timeout_ms: Annotated[int, Meta(ge=1, le=60_000)] = 800
+    merge_strategy: MergeStrategy = "score"
+    deduplicate: bool = True
+    max_queries: Annotated[int, Meta(ge=1, le=64)] = 4
+    """LanceDB queries at once per node; more only makes all of them slower."""
+
+
+class MasterConfig(Settings, kw_only=True):
+    """One master agent."""
+
+    database: str = ""
+    """SQLAlchemy URL with an async driver; empty: SQLite in the state folder."""
+    snapshot_interval_s: Seconds = 5.0
+    """How often the whole route table goes out besides its deltas."""
+
+
+class MeshConfig(Settings, kw_only=True):
+    """`mesh.toml`, the environment (`MESH_…`) and flags together."""
+
+    nats: NatsConfig = NatsConfig()
+    node: NodeConfig = NodeConfig()
+    health: HealthConfig = HealthConfig()
+    routing: RoutingConfig = RoutingConfig()
+    search: SearchConfig = SearchConfig()
+    master: MasterConfig = MasterConfig()

@@ -1,0 +1,52 @@
+"""Vocabulary shared by every layer. Imports the standard library only."""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal, NewType
+
+Slug = NewType("Slug", str)
+"""A node's name on the bus: one subject token."""
+
+Monotonic = NewType("Monotonic", float)
+"""Seconds of a clock that never goes back; comparable within one process only."""
+
+UnixMs = NewType("UnixMs", int)
+"""Milliseconds since 1970 UTC."""
+
+SearchMode = Literal["hybrid", "vector", "text"]
+MergeStrategy = Literal["score", "round_robin"]
+Require = Literal["any", "quorum", "all"]
+
+
+class Health(enum.StrEnum):
+    """What the mesh sees of a node, from signals."""
+
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    STALLED = "stalled"
+    OVERLOADED = "overloaded"
+    UNREACHABLE = "unreachable"
+    DRAINING = "draining"
+
+
+class Status(enum.StrEnum):
+    """What an operator decided about a node, kept in SQL."""
+
+    ACTIVE = "active"
+    INACTIVE = "inactive"
+    MAINTENANCE = "maintenance"
+    ERROR = "error"
+    PENDING = "pending"
+
+
+class ActionState(enum.StrEnum):
+    """Where an action stands; all but the first two are outcomes."""
+
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    INTERRUPTED = "interrupted"

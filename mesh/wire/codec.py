@@ -1,0 +1,112 @@
+"""Bytes to messages and back. Decoders are built once per type; every decoding error becomes one of
+ours here and nowhere else."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from mesh.errors import BadRequestError, InvalidError, MeshError, error_class
+from mesh.wire.messages import ErrorReply, OkReply, Reply
+
+T = TypeVar("T")
+
+_encoder = msgspec.json.Encoder()
+_AT = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
+_MISSING = re.compile(r"missing required field `([^`]+)`")
+_UNKNOWN = re.compile(r"unknown field `([^`]+)`")
+
+
+@functools.cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def encode(message: Any) -> bytes:
+    """JSON bytes of a message, or of anything made of built-in types."""
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """Read `payload` as a `kind`.
+
+    Raises:
+        BadRequestError: Not JSON.
+        InvalidError: JSON, but not a `kind`; `fields` names what is wrong.
+    """
+    try:
+        return _decoder(kind).decode(payload)  # type: ignore[no-any-return]
+    except msgspec.ValidationError as error:
+        raise invalid(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequestError(f"not valid JSON: {error}") from error
+
+
+def convert(value: Any, kind: type[T], *, strict: bool = True) -> T:
+    """Check built-in types (as from JSON) against a `kind`.
+
+    Raises:
+        InvalidError: `fields` names what is wrong.
+    """
+    try:
+        return msgspec.convert(value, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from error
+
+
+def invalid(error: msgspec.ValidationError) -> InvalidError:
+    """Our error for msgspec's, with the field it is about."""
+    text = str(error)
+    at = _AT.search(text)
+    message = text[: at.start()] if at else text
+    path = at.group(1) if at else ""
+    for pattern in (_MISSING, _UNKNOWN):
+        if found := pattern.search(message):
+            path = f"{path}.{found.group(1)}" if path else found.group(1)
+    field = path or "body"
+    return InvalidError(f"{field}: {message}", fields={field: [message]})
+
+
+def ok(result: Any) -> bytes:
+    """A reply that carries `result`."""
+    return encode(OkReply(result=msgspec.Raw(encode(result))))
+
+
+def error_reply(error: MeshError) -> ErrorReply:
+    """What of an error crosses the bus."""
+    return ErrorReply(
+        code=error.code,
+        kind=error.kind,
+        message=str(error),
+        retryable=error.retryable,
+        retry_after_ms=error.retry_after_ms,
+        fields={name: list(messages) for name, messages in error.fields.items()},
+        reference=error.reference,
+    )
+
+
+def as_error(reply: ErrorReply) -> MeshError:
+    """The exception a peer's error reply stands for."""
+    error = error_class(reply.kind, reply.code)(
+        reply.message,
+        retry_after_ms=reply.retry_after_ms,
+        fields=reply.fields,
+        reference=reply.reference,
+    )
+    error.retryable = reply.retryable
+    return error
+
+
+def result_of(payload: bytes, kind: type[T]) -> T:
+    """The result inside a reply.
+
+    Raises:
+        MeshError: What the peer answered with, or InternalError for a reply we cannot read.
+    """
+    reply = decode(payload, Reply)  # type: ignore[arg-type]
+    if isinstance(reply, ErrorReply):
+        raise as_error(reply)
+    return decode(reply.result, kind)

@@ -1,0 +1,103 @@
+"""Subject grammar, version 1: every name is one token, so an id can never widen a subscription.
+
+Source: NATS ADR-6 (subject naming), ADR-32 (service subjects).
+"""
+
+from __future__ import annotations
+
+import re
+
+from mesh.errors import InvalidError
+
+PREFIX = "mesh.v1"
+RESERVED = frozenset({"srv", "js", "master", "gateway"})
+"""Names no node, application or operator may take."""
+
+NODE_VERBS = ("search", "fetch", "ping", "export", "cancel")
+HISTORY_STREAM = "MESH_HISTORY"
+HISTORY_SUBJECTS = f"{PREFIX}.history.>"
+ROUTES = f"{PREFIX}.routes"
+REVOKED = f"{PREFIX}.revoked"
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def token(value: str, field: str = "name") -> str:
+    """Give `value` back if it can stand in a subject.
+
+    Raises:
+        InvalidError: It holds anything but letters, digits, `_` and `-`, or is not 1..64 long.
+    """
+    if not _TOKEN.fullmatch(value):
+        message = f"{value[:80]!r} is not a name: 1 to 64 letters, digits, '_' or '-'"
+        raise InvalidError(message, fields={field: [message]})
+    return value
+
+
+def free_name(value: str, field: str = "name") -> str:
+    """A token that is not reserved.
+
+    Raises:
+        InvalidError: Not a token, or one of `RESERVED`.
+    """
+    if token(value, field) in RESERVED:
+        message = f"{value!r} is reserved; choose another name"
+        raise InvalidError(message, fields={field: [message]})
+    return value
+
+
+def slug_of(name: str) -> str:
+    """The slug a display name gets: lower case, runs of other characters become one `-`.
+
+    Raises:
+        InvalidError: Nothing is left, or the result is reserved.
+    """
+    slug = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:64].strip("-")
+    return free_name(slug) if slug else token(name)
+
+
+def rpc(node: str, verb: str, caller: str) -> str:
+    """Request to a node, e.g. `mesh.v1.rpc.crm.search.ops`."""
+    return f"{PREFIX}.rpc.{token(node, 'node')}.{token(verb, 'verb')}.{token(caller, 'caller')}"
+
+
+def act(node: str, action: str, caller: str) -> str:
+    """Action request; the broker enforces scopes by the action's token."""
+    return f"{PREFIX}.act.{token(node, 'node')}.{token(action, 'action')}.{token(caller, 'caller')}"
+
+
+def reply(responder: str, caller: str, connection: str, serial: str) -> str:
+    """Where one reply goes, e.g. `mesh.v1.re.crm.ops.4fK….1f`."""
+    return f"{PREFIX}.re.{responder}.{caller}.{connection}.{serial}"
+
+
+def heartbeat(node: str) -> str:
+    """Where a node's heartbeats go."""
+    return f"{PREFIX}.hb.{token(node, 'node')}"
+
+
+def event(node: str, name: str) -> str:
+    """Where a node announces `name`: `changed`, `draining`, `stopped`."""
+    return f"{PREFIX}.evt.{token(node, 'node')}.{token(name, 'event')}"
+
+
+def master(verb: str, caller: str) -> str:
+    """Registry API and history queries, answered by any master."""
+    return f"{PREFIX}.master.{token(verb, 'verb')}.{token(caller, 'caller')}"
+
+
+def history(node: str, action: str, state: str) -> str:
+    """Where an action's record is stored."""
+    return f"{PREFIX}.history.{token(node, 'node')}.{token(action, 'action')}.{token(state)}"
+
+
+def parts(subject: str) -> tuple[str, ...]:
+    """The tokens after the version: `mesh.v1.hb.crm` → `("hb", "crm")`.
+
+    Raises:
+        InvalidError: Not one of our subjects, or a token that is none.
+    """
+    head, _, tail = subject.partition(f"{PREFIX}.")
+    if head or not tail:
+        raise InvalidError(f"not a mesh subject: {subject[:80]!r}")
+    return tuple(token(part, "subject") for part in tail.split("."))
