@@ -33,7 +33,19 @@ _LAZY = {
     "read_documents": "mesh.bootstrap",
 }
 
-__all__ = ["MeshError", "__version__", "errors", "messages", *_LAZY]
+__all__ = [
+    "ActionContext",
+    "Document",
+    "MeshClient",
+    "MeshError",
+    "Node",
+    "SearchRequest",
+    "__version__",
+    "connect",
+    "errors",
+    "messages",
+    "read_documents",
+]
 
 
 def __getattr__(name: str) -> Any:

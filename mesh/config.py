@@ -1,5 +1,6 @@
 """Every setting, its default, unit and range. Where a value came from is the loader's business
-(`mesh.adapters.settings`)."""
+(`mesh.adapters.settings`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Base of all sections: frozen, strict."""
 
 
-class NatsConfig(Settings, kw_only=True):
+class NatsConfig(Settings, frozen=True, kw_only=True):
     """How to reach the broker."""
 
     servers: Annotated[list[str], Meta(min_length=1)] = msgspec.field(
@@ -32,7 +33,7 @@ class NatsConfig(Settings, kw_only=True):
     """Unsent bytes beyond which new requests are refused as overloaded."""
 
 
-class NodeConfig(Settings, kw_only=True):
+class NodeConfig(Settings, frozen=True, kw_only=True):
     """One node agent."""
 
     name: Annotated[str, Meta(max_length=200)] = ""
@@ -49,7 +50,7 @@ class NodeConfig(Settings, kw_only=True):
     """How long the outcome of an action answers its id."""
 
 
-class HealthConfig(Settings, kw_only=True):
+class HealthConfig(Settings, frozen=True, kw_only=True):
     """When a node counts as what."""
 
     heartbeat_interval_s: Seconds = 1.0
@@ -65,14 +66,14 @@ class HealthConfig(Settings, kw_only=True):
             raise ValueError("unreachable_after_intervals must exceed suspect_after_intervals")
 
 
-class RoutingConfig(Settings, kw_only=True):
+class RoutingConfig(Settings, frozen=True, kw_only=True):
     """How requests leave."""
 
     request_timeout_s: Seconds = 30.0
     """Of an action, unless its author or caller says otherwise."""
 
 
-class SearchConfig(Settings, kw_only=True):
+class SearchConfig(Settings, frozen=True, kw_only=True):
     """Defaults of a search."""
 
     embedder: str = "wordllama"
@@ -83,7 +84,7 @@ class SearchConfig(Settings, kw_only=True):
     """LanceDB queries at once per node; more only makes all of them slower."""
 
 
-class MasterConfig(Settings, kw_only=True):
+class MasterConfig(Settings, frozen=True, kw_only=True):
     """One master agent."""
 
     database: str = ""
@@ -92,7 +93,7 @@ class MasterConfig(Settings, kw_only=True):
     """How often the whole route table goes out besides its deltas."""
 
 
-class MeshConfig(Settings, kw_only=True):
+class MeshConfig(Settings, frozen=True, kw_only=True):
     """`mesh.toml`, the environment (`MESH_…`) and flags together."""
 
     nats: NatsConfig = NatsConfig()

@@ -1,5 +1,6 @@
 """What the runtime needs from the world; `mesh.adapters` gives it. Implementations raise only
-`MeshError`s: a driver's own errors are translated at the edge."""
+`MeshError`s: a driver's own errors are translated at the edge.
+"""
 
 from __future__ import annotations
 
@@ -286,7 +287,8 @@ class JournalEntry(NamedTuple):
 
 class Journal(Protocol):
     """A node's durable memory of actions: what was accepted, how it ended, what history still
-    has to hear."""
+    has to hear.
+    """
 
     async def find(self, action_id: str) -> JournalEntry | None:
         """The entry of an id, or None."""

@@ -1,5 +1,6 @@
 """Bytes to messages and back. Decoders are built once per type; every decoding error becomes one of
-ours here and nowhere else."""
+ours here and nowhere else.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Everything that crosses the bus. JSON; unknown fields are ignored, new fields get defaults, no
-field is ever re-typed."""
+"""Everything that crosses the bus.
+
+JSON; unknown fields are ignored, new fields get defaults, no field is ever re-typed.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of what is written and read back by mesh processes."""
 
 
-class Request(Wire, kw_only=True):
+class Request(Wire, frozen=True, kw_only=True):
     """What every request may carry."""
 
     id: str = ""
@@ -60,13 +62,13 @@ class Request(Wire, kw_only=True):
 # -- replies ---------------------------------------------------------------------------------------
 
 
-class OkReply(Wire, kw_only=True, tag="ok"):
+class OkReply(Wire, frozen=True, kw_only=True, tag="ok"):
     """The answer."""
 
     result: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class ErrorReply(Wire, kw_only=True, tag="error"):
+class ErrorReply(Wire, frozen=True, kw_only=True, tag="error"):
     """A refusal or failure; see `mesh.errors`."""
 
     code: int
@@ -84,11 +86,11 @@ Reply = OkReply | ErrorReply
 # -- ping ------------------------------------------------------------------------------------------
 
 
-class PingRequest(Request, kw_only=True):
+class PingRequest(Request, frozen=True, kw_only=True):
     """Are you there?"""
 
 
-class PingResult(Wire, kw_only=True):
+class PingResult(Wire, frozen=True, kw_only=True):
     """Yes, and this is who answers."""
 
     node: str
@@ -100,7 +102,7 @@ class PingResult(Wire, kw_only=True):
 # -- search ----------------------------------------------------------------------------------------
 
 
-class SearchOptions(Wire, kw_only=True):
+class SearchOptions(Wire, frozen=True, kw_only=True):
     """Section 6 of the contract; every field has the default a caller would want."""
 
     collections: Annotated[list[CollectionName], Meta(min_length=1, max_length=256)] | None = None
@@ -115,7 +117,7 @@ class SearchOptions(Wire, kw_only=True):
     explain: bool = False
 
 
-class SearchRequest(Request, kw_only=True):
+class SearchRequest(Request, frozen=True, kw_only=True):
     """A search, to a node or to the whole mesh."""
 
     query: Annotated[str, Meta(min_length=1, max_length=MAX_QUERY_CHARS)]
@@ -125,7 +127,7 @@ class SearchRequest(Request, kw_only=True):
     """True: answer with `Candidates` for a caller that merges; else with a `SearchResult`."""
 
 
-class Candidate(Wire, kw_only=True):
+class Candidate(Wire, frozen=True, kw_only=True):
     """A document that one of the legs found, with what ranking it globally takes."""
 
     id: str
@@ -146,7 +148,7 @@ class Candidate(Wire, kw_only=True):
     metadata: dict[str, Any] = {}
 
 
-class ShardHits(Wire, kw_only=True):
+class ShardHits(Wire, frozen=True, kw_only=True):
     """One collection's shard: its candidates and its part of the global statistics."""
 
     collection: str
@@ -162,7 +164,7 @@ class ShardHits(Wire, kw_only=True):
     candidates: list[Candidate] = []
 
 
-class Candidates(Wire, kw_only=True):
+class Candidates(Wire, frozen=True, kw_only=True):
     """A node's answer to a search that the caller merges."""
 
     node: str
@@ -171,7 +173,7 @@ class Candidates(Wire, kw_only=True):
     took_ms: float = 0.0
 
 
-class Hit(Wire, kw_only=True, omit_defaults=False):
+class Hit(Wire, frozen=True, kw_only=True, omit_defaults=False):
     """One result."""
 
     id: str
@@ -186,7 +188,7 @@ class Hit(Wire, kw_only=True, omit_defaults=False):
     explain: dict[str, float] | None = None
 
 
-class ShardReport(Wire, kw_only=True):
+class ShardReport(Wire, frozen=True, kw_only=True):
     """How one shard's part of a search went."""
 
     collection: str
@@ -198,7 +200,7 @@ class ShardReport(Wire, kw_only=True):
     took_ms: float | None = None
 
 
-class Shards(Wire, kw_only=True, omit_defaults=False):
+class Shards(Wire, frozen=True, kw_only=True, omit_defaults=False):
     """Coverage of a search."""
 
     total: int
@@ -209,7 +211,7 @@ class Shards(Wire, kw_only=True, omit_defaults=False):
     details: list[ShardReport]
 
 
-class SearchResult(Wire, kw_only=True, omit_defaults=False):
+class SearchResult(Wire, frozen=True, kw_only=True, omit_defaults=False):
     """Section 6: the answer."""
 
     results: list[Hit]
@@ -226,14 +228,14 @@ class SearchResult(Wire, kw_only=True, omit_defaults=False):
     shards: Shards
 
 
-class FetchRequest(Request, kw_only=True):
+class FetchRequest(Request, frozen=True, kw_only=True):
     """Texts of documents a search found."""
 
     collection: CollectionName
     ids: Annotated[list[DocumentId], Meta(min_length=1, max_length=MAX_BATCH)]
 
 
-class StoredDocument(Wire, kw_only=True):
+class StoredDocument(Wire, frozen=True, kw_only=True):
     """A document as a node holds it."""
 
     id: str
@@ -242,7 +244,7 @@ class StoredDocument(Wire, kw_only=True):
     hash: str = ""
 
 
-class FetchResult(Wire, kw_only=True):
+class FetchResult(Wire, frozen=True, kw_only=True):
     """The documents asked for that are there."""
 
     documents: list[StoredDocument]
@@ -251,14 +253,14 @@ class FetchResult(Wire, kw_only=True):
 # -- actions ---------------------------------------------------------------------------------------
 
 
-class ActionRequest(Request, kw_only=True):
+class ActionRequest(Request, frozen=True, kw_only=True):
     """Run `action`; `id` is its idempotency key."""
 
     action: Token
     params: dict[str, Any] = {}
 
 
-class ActionResult(Wire, kw_only=True, omit_defaults=False):
+class ActionResult(Wire, frozen=True, kw_only=True, omit_defaults=False):
     """How an action that was accepted ended well."""
 
     id: str
@@ -270,7 +272,7 @@ class ActionResult(Wire, kw_only=True, omit_defaults=False):
     attempt: int = 1
 
 
-class HistoryRecord(Wire, kw_only=True):
+class HistoryRecord(Wire, frozen=True, kw_only=True):
     """One step in the life of an action."""
 
     id: str
@@ -292,7 +294,7 @@ class HistoryRecord(Wire, kw_only=True):
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What `index` takes: any JSON object; keys but `id`, `content`, `metadata` join the metadata."""
+    """What a node stores."""
 
     id: DocumentId
     content: Annotated[str, Meta(max_length=MAX_CONTENT_CHARS)]
@@ -302,7 +304,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 # -- membership ------------------------------------------------------------------------------------
 
 
-class CollectionInfo(Wire, kw_only=True):
+class CollectionInfo(Wire, frozen=True, kw_only=True):
     """A shard that a node holds."""
 
     name: str
@@ -312,7 +314,7 @@ class CollectionInfo(Wire, kw_only=True):
     fingerprint: str = ""
 
 
-class ActionInfo(Wire, kw_only=True):
+class ActionInfo(Wire, frozen=True, kw_only=True):
     """An action that a node offers; schemas are JSON Schema, served by `$SRV.INFO`."""
 
     name: str
@@ -321,7 +323,7 @@ class ActionInfo(Wire, kw_only=True):
     builtin: bool = False
 
 
-class VerbStats(Wire, kw_only=True):
+class VerbStats(Wire, frozen=True, kw_only=True):
     """Service time of one verb on one node."""
 
     count: int = 0
@@ -330,7 +332,7 @@ class VerbStats(Wire, kw_only=True):
     p99_ms: float = 0.0
 
 
-class Heartbeat(Wire, kw_only=True):
+class Heartbeat(Wire, frozen=True, kw_only=True):
     """A node's word about itself, every second."""
 
     node: str
@@ -354,13 +356,13 @@ class Heartbeat(Wire, kw_only=True):
     """Messages refused for their subject or form since the start."""
 
 
-class NodeEvent(Wire, kw_only=True):
+class NodeEvent(Wire, frozen=True, kw_only=True):
     """`evt.<node>.draining` and `evt.<node>.stopped`."""
 
     incarnation: int
 
 
-class Changed(Wire, kw_only=True):
+class Changed(Wire, frozen=True, kw_only=True):
     """`evt.<node>.changed`: a collection has a new data version."""
 
     incarnation: int
@@ -373,7 +375,7 @@ class Changed(Wire, kw_only=True):
 # -- routes ----------------------------------------------------------------------------------------
 
 
-class RouteNode(Wire, kw_only=True):
+class RouteNode(Wire, frozen=True, kw_only=True):
     """What a caller needs to know of a node."""
 
     slug: str
@@ -389,13 +391,13 @@ class RouteNode(Wire, kw_only=True):
     actions: list[str] = []
 
 
-class RoutesRequest(Request, kw_only=True):
+class RoutesRequest(Request, frozen=True, kw_only=True):
     """Ask a master for the pages of the route table."""
 
     page: int = 0
 
 
-class RouteUpdate(Wire, kw_only=True):
+class RouteUpdate(Wire, frozen=True, kw_only=True):
     """A delta (`base` > 0: applies to that version alone) or a page of a snapshot (`base` 0).
 
     (epoch, version) orders tables: a master that takes over starts a new epoch.
@@ -415,7 +417,7 @@ class RouteUpdate(Wire, kw_only=True):
 # -- registry API ----------------------------------------------------------------------------------
 
 
-class NodeRecord(Wire, kw_only=True, omit_defaults=False):
+class NodeRecord(Wire, frozen=True, kw_only=True, omit_defaults=False):
     """A registered node: what the operator said, what it says, what the mesh sees."""
 
     id: str
@@ -450,7 +452,7 @@ class NodeRecord(Wire, kw_only=True, omit_defaults=False):
     updated_at: int = 0
 
 
-class NodeRegister(Request, kw_only=True):
+class NodeRegister(Request, frozen=True, kw_only=True):
     """`master.register`."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
@@ -466,14 +468,14 @@ class NodeRegister(Request, kw_only=True):
     metadata: dict[str, Any] = {}
 
 
-class NodeRegistered(Wire, kw_only=True, omit_defaults=False):
+class NodeRegistered(Wire, frozen=True, kw_only=True, omit_defaults=False):
     """The new node and its key, shown this once."""
 
     node: NodeRecord
     api_key: str
 
 
-class NodesQuery(Request, kw_only=True):
+class NodesQuery(Request, frozen=True, kw_only=True):
     """`master.nodes`; empty fields match all."""
 
     node: str = ""
@@ -482,14 +484,14 @@ class NodesQuery(Request, kw_only=True):
     type: str = ""
 
 
-class NodeList(Wire, kw_only=True, omit_defaults=False):
+class NodeList(Wire, frozen=True, kw_only=True, omit_defaults=False):
     """`nodes` in order of their slugs; `blind` where the master cannot see the broker."""
 
     nodes: list[NodeRecord]
     blind: bool = False
 
 
-class NodeUpdate(Wire, kw_only=True):
+class NodeUpdate(Wire, frozen=True, kw_only=True):
     """What an operator may change; None leaves a field as it is."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
@@ -504,20 +506,20 @@ class NodeUpdate(Wire, kw_only=True):
     metadata: dict[str, Any] | None = None
 
 
-class NodeChange(Request, kw_only=True):
+class NodeChange(Request, frozen=True, kw_only=True):
     """`master.update`."""
 
     node: str
     change: NodeUpdate
 
 
-class NodeName(Request, kw_only=True):
+class NodeName(Request, frozen=True, kw_only=True):
     """`master.remove` and `master.probe`: slug or id."""
 
     node: str
 
 
-class NodeStats(Wire, kw_only=True, omit_defaults=False):
+class NodeStats(Wire, frozen=True, kw_only=True, omit_defaults=False):
     """`master.stats`."""
 
     total: int
@@ -534,7 +536,7 @@ class NodeStats(Wire, kw_only=True, omit_defaults=False):
     blind: bool = False
 
 
-class HistoryQuery(Request, kw_only=True):
+class HistoryQuery(Request, frozen=True, kw_only=True):
     """`master.history`; empty fields match all."""
 
     action_id: str = ""
@@ -548,7 +550,7 @@ class HistoryQuery(Request, kw_only=True):
     offset: Annotated[int, Meta(ge=0)] = 0
 
 
-class HistoryPage(Wire, kw_only=True, omit_defaults=False):
+class HistoryPage(Wire, frozen=True, kw_only=True, omit_defaults=False):
     """Newest first."""
 
     actions: list[HistoryRecord]
