@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mesh.bootstrap import connect as connect
     from mesh.bootstrap import read_documents as read_documents
     from mesh.runtime.client import MeshClient as MeshClient
+    from mesh.runtime.importing import ImportReport as ImportReport
+    from mesh.runtime.importing import import_documents as import_documents
     from mesh.runtime.sdk import ActionContext as ActionContext
     from mesh.runtime.sdk import Node as Node
     from mesh.wire import messages as messages
@@ -29,13 +31,16 @@ _LAZY = {
     "MeshClient": "mesh.runtime.client",
     "Node": "mesh.runtime.sdk",
     "SearchRequest": "mesh.wire.messages",
+    "ImportReport": "mesh.runtime.importing",
     "connect": "mesh.bootstrap",
+    "import_documents": "mesh.runtime.importing",
     "read_documents": "mesh.bootstrap",
 }
 
 __all__ = [
     "ActionContext",
     "Document",
+    "ImportReport",
     "MeshClient",
     "MeshError",
     "Node",
@@ -43,6 +48,7 @@ __all__ = [
     "__version__",
     "connect",
     "errors",
+    "import_documents",
     "messages",
     "read_documents",
 ]

@@ -354,6 +354,8 @@ class Heartbeat(Wire, frozen=True, kw_only=True):
     actions: list[ActionInfo] = []
     dropped: int = 0
     """Messages refused for their subject or form since the start."""
+    overloaded: bool = False
+    """It pushed work back since its last heartbeat."""
 
 
 class NodeEvent(Wire, frozen=True, kw_only=True):

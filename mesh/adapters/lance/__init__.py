@@ -1,0 +1,19 @@
+"""A node's collections in LanceDB. Importing this costs seconds: only what holds data does.
+
+- documents.py: the facade, `mesh.ports.Documents`
+- catalogue.py: what must outlive a dropped collection
+- table.py: one collection, its state and its writer; reader.py, tidying.py: the rest of it
+- schema.py: its columns; expressions.py: filters on them
+- statistics.py: N, lengths and document frequencies, exact
+- candidates.py: what a search found, ready to be ranked anywhere
+- driver.py: LanceDB's errors
+"""
+
+import os
+
+# LanceDB warns on every hybrid query; the variable is read when its library loads.
+os.environ.setdefault("LANCE_LOG", "error")
+
+from mesh.adapters.lance.documents import LanceDocuments
+
+__all__ = ["LanceDocuments"]

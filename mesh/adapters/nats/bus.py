@@ -1,0 +1,415 @@
+"""`mesh.ports.Bus` over NATS: an own request multiplexer on one wildcard subscription.
+
+Compared with nats-py's `request()` it has no NUID, no task, no queue and no `wait_for` per call:
+a counter for a token, a dict of futures, one timer each (figures in BENCHMARKS.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import nats.errors
+import structlog
+
+from mesh.adapters.nats.client import HardenedClient
+from mesh.config import NatsConfig
+from mesh.errors import (
+    DeadlineExceededError,
+    DisconnectedError,
+    InvalidError,
+    MeshError,
+    NoRespondersError,
+    OverloadedError,
+    TooLargeError,
+    UnauthorizedError,
+)
+from mesh.ports import Handler, Message
+from mesh.wire.subjects import PREFIX, token
+
+log = structlog.get_logger()
+
+_STATUS = b"NATS/1.0 "
+_FIRST_RETRY_S = 0.05
+_LAST_RETRY_S = 1.0
+
+
+class JetStreamReply(NamedTuple):
+    """An answer of the broker itself."""
+
+    headers: bytes | None
+    data: bytes
+
+
+class _Waiter(NamedTuple):
+    subject: bytes
+    future: asyncio.Future[Any]
+    replies: list[bytes] | None
+
+
+class NatsSubscription:
+    """`mesh.ports.Subscription`."""
+
+    def __init__(self, client: HardenedClient, sid: int) -> None:
+        self._client = client
+        self._sid = sid
+
+    async def unsubscribe(self) -> None:
+        await self._client.unsubscribe_fast(self._sid)
+
+
+class NatsBus:
+    """One connection to the broker, speaking as `identity`."""
+
+    def __init__(self, identity: str, config: NatsConfig) -> None:
+        self._identity = token(identity, "identity")
+        self._config = config
+        self._connection_id = secrets.token_urlsafe(12)  # 96 bits: no two connections share replies
+        self._waiting: dict[bytes, _Waiter] = {}
+        self._serial = 0
+        self._listeners: list[Callable[[bool], None]] = []
+        self._found = asyncio.Event()
+        self._refused: asyncio.Future[Exception] | None = None
+        self._rng = random.Random()  # noqa: S311 (spreads reconnects, guards nothing)
+        self.dropped = 0
+        self._client = HardenedClient(on_lost=self._lost, on_found=self._came_back)
+
+    # -- life ----------------------------------------------------------------------------
+
+    @classmethod
+    async def connect(
+        cls,
+        identity: str,
+        config: NatsConfig,
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        patient: bool = False,
+    ) -> NatsBus:
+        """Log in.
+
+        Args:
+            identity: The token this connection speaks as.
+            config: Where the broker is, and the limits.
+            user: Login; None: none is sent.
+            password: Its secret.
+            patient: Keep trying until a broker is there instead of failing at once.
+
+        Raises:
+            DisconnectedError: No server answers (never when `patient`).
+            UnauthorizedError: The broker refuses the login.
+        """
+        attempt = 0
+        while True:
+            bus = cls(identity, config)
+            try:
+                await bus._open(user, password)
+            except DisconnectedError as error:
+                if not patient:
+                    raise
+                if attempt % 20 == 0:
+                    log.warning("mesh.bus.broker_awaited", servers=config.servers, error=str(error))
+                await asyncio.sleep(bus._delay(attempt))
+                attempt += 1
+            else:
+                return bus
+
+    async def _open(self, user: str | None, password: str | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._refused = loop.create_future()
+        opening = loop.create_task(
+            self._client.connect(
+                list(self._config.servers),
+                name=self._identity,
+                user=user,
+                password=password,
+                error_cb=self._on_error,
+                reconnected_cb=self._client.found,
+                connect_timeout=self._config.connect_timeout_s,  # type: ignore[arg-type]
+                ping_interval=self._config.ping_interval_s,  # type: ignore[arg-type]
+                max_outstanding_pings=self._config.max_outstanding_pings,
+                reconnect_time_wait=0,
+                reconnect_to_server_handler=self._next_server,
+                max_reconnect_attempts=-1,
+                pending_size=-1,  # fail fast: nothing is kept for after an outage
+                inbox_prefix=f"{PREFIX}.re.js.{self._identity}.{self._connection_id}_lib",
+            )
+        )
+        try:
+            await self._opened(opening, self._refused)
+            self._refused = None
+            await self._client.subscribe_fast(
+                f"{PREFIX}.re.*.{self._identity}.{self._connection_id}.*", "", self._on_reply
+            )
+            await self.flush()
+        except MeshError:
+            await self._client.hang_up()
+            raise
+        except BaseException:
+            opening.cancel()
+            await self._client.hang_up()
+            raise
+        self._found.set()
+
+    async def _opened(
+        self, opening: asyncio.Task[None], refused: asyncio.Future[Exception]
+    ) -> None:
+        """nats-py would try for ever; the first refusal is an answer."""
+        await asyncio.wait(
+            (opening, refused),
+            timeout=self._config.connect_timeout_s,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not opening.done():
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            raise self._connect_error(refused.result() if refused.done() else None)
+        opening.result()
+
+    def _connect_error(self, error: Exception | None) -> MeshError:
+        servers = ", ".join(_without_login(server) for server in self._config.servers)
+        if error is not None and "authorization" in str(error).lower():
+            return UnauthorizedError(
+                f"the broker at {servers} refused the login; check the credentials file"
+            )
+        why = f" ({error})" if error is not None and str(error) else ""
+        return DisconnectedError(
+            f"no broker answers at {servers}{why}; start a mesh with `mesh-agent up`, "
+            "or say where it is with --url or MESH_URL"
+        )
+
+    async def _on_error(self, error: Exception) -> None:
+        """nats-py's error_cb; must never raise, or the read loop is gone."""
+        refused = self._refused
+        if refused is not None:
+            if not refused.done():
+                refused.set_result(error)
+            return
+        log.warning("mesh.bus.error_reported", error=str(error) or type(error).__name__)
+
+    def _next_server(self, pool: Sequence[Any], _info: Mapping[str, Any]) -> tuple[Any, float]:
+        server = min(pool, key=lambda candidate: candidate.reconnects)
+        return server, self._delay(server.reconnects)
+
+    def _delay(self, attempt: int) -> float:
+        """Full jitter over a doubling range, so that a restarted broker is not stormed."""
+        most = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(attempt, 10))
+        return self._rng.uniform(_FIRST_RETRY_S / 2, most)
+
+    async def close(self) -> None:
+        if self._client.is_connected:
+            try:
+                await self.flush(timeout_s=2.0)
+            except MeshError as error:
+                log.debug("mesh.bus.flush_failed", error=str(error))
+        self._fail_waiting(DisconnectedError("this connection was closed"))
+        await self._client.hang_up()
+
+    # -- state ---------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> str:
+        return self._identity
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._client.is_connected)
+
+    @property
+    def connection_id(self) -> str:
+        """The `<conn>` of this connection's reply subjects."""
+        return self._connection_id
+
+    def on_connection(self, listener: Callable[[bool], None]) -> None:
+        self._listeners.append(listener)
+
+    def _lost(self) -> None:
+        self._found.clear()
+        self._fail_waiting(DisconnectedError("the connection to the broker was lost"))
+        log.warning("mesh.bus.broker_lost", identity=self._identity)
+        self._tell(connected=False)
+
+    def _came_back(self) -> None:
+        self._found.set()
+        log.info("mesh.bus.broker_found", identity=self._identity)
+        self._tell(connected=True)
+
+    def _tell(self, *, connected: bool) -> None:
+        for listener in self._listeners:
+            try:
+                listener(connected)
+            except Exception:
+                log.exception("mesh.bus.listener_failed")
+
+    def _fail_waiting(self, error: MeshError) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting.values():
+            if not waiter.future.done():
+                if waiter.replies is None:
+                    waiter.future.set_exception(error)
+                else:
+                    waiter.future.set_result(None)
+
+    # -- sending -------------------------------------------------------------------------
+
+    def publish(self, subject: str, payload: bytes) -> None:
+        self._send(subject, "", payload, b"")
+
+    def _send(self, subject: str, reply: str, payload: bytes, headers: bytes) -> None:
+        client = self._client
+        if not client.is_connected:
+            raise DisconnectedError("the broker is away")
+        size = len(payload) + len(headers)
+        if size > client.max_payload:
+            raise TooLargeError(
+                f"a message of {size} bytes is beyond the broker's limit of {client.max_payload}"
+            )
+        if client.unsent_bytes > self._config.max_pending_bytes:
+            raise OverloadedError("the connection to the broker is congested", retry_after_ms=200)
+        if " " in subject or not subject.isprintable():
+            raise InvalidError(f"not a subject: {subject[:80]!r}")
+        target = f"{subject} {reply}" if reply else subject
+        if headers:
+            head = f"HPUB {target} {len(headers)} {size}\r\n".encode()
+        else:
+            head = f"PUB {target} {size}\r\n".encode()
+        client.write(b"".join((head, headers, payload, b"\r\n")))
+
+    # -- requests ------------------------------------------------------------------------
+
+    async def request(
+        self, subject: str, payload: bytes, *, responder: str, timeout_s: float
+    ) -> bytes:
+        reply: JetStreamReply = await self._ask(subject, payload, b"", responder, timeout_s)
+        return reply.data
+
+    async def request_broker(
+        self, subject: str, payload: bytes, *, timeout_s: float, headers: Mapping[str, str] = {}
+    ) -> JetStreamReply:
+        """Ask JetStream: a PubAck, or an answer of its API.
+
+        Raises:
+            As `request`.
+        """
+        return await self._ask(subject, payload, _header_block(headers), "js", timeout_s)
+
+    async def _ask(
+        self, subject: str, payload: bytes, headers: bytes, responder: str, timeout_s: float
+    ) -> JetStreamReply:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        if not self._client.is_connected:
+            await self._until_found(timeout_s)
+        key, reply = self._next_reply(responder)
+        future: asyncio.Future[JetStreamReply] = loop.create_future()
+        self._waiting[key] = _Waiter(reply.encode(), future, None)
+        timer = loop.call_at(deadline, _expire, future, subject, timeout_s)
+        try:
+            self._send(subject, reply, payload, headers)
+            return await future
+        finally:
+            timer.cancel()
+            self._waiting.pop(key, None)
+
+    async def gather(
+        self, subject: str, payload: bytes, *, responder: str, window_s: float
+    ) -> list[bytes]:
+        key, reply = self._next_reply(responder)
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+        replies: list[bytes] = []
+        self._waiting[key] = _Waiter(reply.encode(), over, replies)
+        timer = loop.call_later(window_s, _finish, over)
+        try:
+            self._send(subject, reply, payload, b"")
+            await over
+        finally:
+            timer.cancel()
+            self._waiting.pop(key, None)
+        return replies
+
+    def _next_reply(self, responder: str) -> tuple[bytes, str]:
+        self._serial += 1
+        serial = f"{self._serial:x}"
+        subject = f"{PREFIX}.re.{responder}.{self._identity}.{self._connection_id}.{serial}"
+        return serial.encode(), subject
+
+    def _on_reply(self, subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
+        waiter = self._waiting.get(subject.rpartition(b".")[2])
+        if waiter is None or waiter.subject != subject:
+            self.dropped += 1  # too late, or not from the node that was asked
+            return
+        future = waiter.future
+        if future.done():
+            return
+        nobody = headers is not None and not data and headers.startswith(_STATUS + b"503")
+        if waiter.replies is not None:
+            if nobody:
+                future.set_result(None)
+            else:
+                waiter.replies.append(data)
+        elif nobody:
+            future.set_exception(NoRespondersError("nobody listens there"))
+        else:
+            future.set_result(JetStreamReply(headers, data))
+
+    async def _until_found(self, timeout_s: float) -> None:
+        if self._client.is_closed:
+            raise DisconnectedError("this connection was closed")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._found.wait()
+        except TimeoutError:
+            raise DisconnectedError("the broker is away; nothing was sent") from None
+
+    # -- hearing -------------------------------------------------------------------------
+
+    async def subscribe(
+        self, subject: str, handler: Handler, *, queue: str = ""
+    ) -> NatsSubscription:
+        def heard(subject: bytes, reply: bytes, data: bytes, _headers: bytes | None) -> None:
+            handler(Message(subject.decode(), reply.decode(), data))
+
+        try:
+            sid = await self._client.subscribe_fast(subject, queue, heard)
+        except nats.errors.Error as error:
+            raise DisconnectedError(f"cannot subscribe: {error}") from error
+        if self._client.is_connected:
+            await self.flush()
+        return NatsSubscription(self._client, sid)
+
+    async def flush(self, *, timeout_s: float = 5.0) -> None:
+        try:
+            self._client._flush_now()  # noqa: SLF001
+            await self._client.flush(timeout=timeout_s)  # type: ignore[arg-type]
+        except nats.errors.TimeoutError as error:
+            raise DeadlineExceededError("the broker did not answer a ping in time") from error
+        except nats.errors.Error as error:
+            raise DisconnectedError(f"the broker is away: {error}") from error
+
+
+def _expire(future: asyncio.Future[JetStreamReply], subject: str, timeout_s: float) -> None:
+    if not future.done():
+        future.set_exception(
+            DeadlineExceededError(f"no reply on {subject} within {timeout_s * 1000:.0f} ms")
+        )
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _header_block(headers: Mapping[str, str]) -> bytes:
+    if not headers:
+        return b""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"NATS/1.0\r\n{lines}\r\n".encode()
+
+
+def _without_login(server: str) -> str:
+    scheme, found, rest = server.rpartition("://")
+    return f"{scheme}{found}{rest.rpartition('@')[2]}"

@@ -1,0 +1,132 @@
+"""nats-py's client with its ways to die or to lie taken out.
+
+What plain nats-py 2.16 does, each reproduced by a test: a late PONG or a raising callback ends the
+read loop while `is_connected` stays true; an `-ERR` (expired login, payload too large) closes for
+good; what was written in an outage is sent, and executed, after it; callbacks run one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+
+log = structlog.get_logger()
+
+FastHandler = Callable[[bytes, bytes, bytes, bytes | None], None]
+"""Called with subject, reply, data and raw headers, in the read loop."""
+
+_PERMISSIONS = "permissions violation"
+
+
+class HardenedClient(Client):
+    """One connection that is either working, or reconnecting, or closed by its owner."""
+
+    def __init__(self, *, on_lost: Callable[[], None], on_found: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_lost = on_lost
+        self._on_found = on_found
+        self._fast: dict[int, FastHandler] = {}
+        self._flush_scheduled = False
+        self.handler_failures = 0
+
+    # -- receiving -----------------------------------------------------------------------------
+
+    async def subscribe_fast(self, subject: str, queue: str, handler: FastHandler) -> int:
+        """Subscribe without a queue and task per message; returns the subscription's id."""
+        sid: int = self._sid + 1  # the handler is in place before the first message can be
+        self._fast[sid] = handler
+        # A future tells nats-py to start no task of its own; it is never resolved.
+        await self.subscribe(subject, queue, future=asyncio.get_running_loop().create_future())
+        return sid
+
+    async def unsubscribe_fast(self, sid: int) -> None:
+        """Forget a subscription; the broker is told in order with everything else."""
+        self._fast.pop(sid, None)
+        self._subs.pop(sid, None)
+        if self.is_connected:
+            self.write(b"UNSUB %d\r\n" % sid)
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
+    ) -> None:
+        handler = self._fast.get(sid)
+        if handler is None:
+            return
+        try:
+            handler(subject, reply, data, headers)
+        except Exception:
+            self.handler_failures += 1
+            log.exception("mesh.bus.handler_failed", subject=subject.decode("ascii", "replace"))
+
+    async def _process_pong(self) -> None:
+        """Also a PONG whose waiter has given up: it must not end the read loop."""
+        if self._pongs:
+            waiter: asyncio.Future[bool] = self._pongs.pop(0)
+            if not waiter.done():
+                waiter.set_result(True)
+            self._pongs_received += 1
+            self._pings_outstanding = 0
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Any error the broker reports but a refused subject means: log in again."""
+        error = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
+        self._err = error
+        await self._error_cb(error)
+        if _PERMISSIONS not in err_msg:
+            await self._process_op_err(error)
+
+    async def _read_loop(self) -> None:
+        """A read loop that ends while connected is a lost connection, whatever ended it."""
+        await super()._read_loop()
+        if self._status == Client.CONNECTED:
+            await self._process_op_err(nats.errors.StaleConnectionError())
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def write(self, command: bytes) -> None:
+        """Queue a command; one `writelines` per turn of the loop, however many commands it made."""
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_scheduled = False
+        transport = self._transport
+        if not self._pending or transport is None or not self.is_connected:
+            return  # a reconnect drops what is pending
+        pending, self._pending = self._pending, []
+        self._pending_data_size = 0
+        transport.writelines(pending)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that the socket has not taken yet."""
+        writer = getattr(self._transport, "_io_writer", None)
+        buffered: int = writer.transport.get_write_buffer_size() if writer is not None else 0
+        return buffered + int(self._pending_data_size)
+
+    # -- losing and finding the broker -----------------------------------------------------------
+
+    async def _process_op_err(self, e: Exception) -> None:
+        if not (self.is_closed or self.is_reconnecting):
+            # Nothing written during an outage may be executed after it.
+            self._pending = []
+            self._pending_data_size = 0
+            self._on_lost()
+        await super()._process_op_err(e)
+
+    async def found(self) -> None:
+        """nats-py's `reconnected_cb`."""
+        self._on_found()
+
+    async def hang_up(self) -> None:
+        """Close without waiting for a broker that does not answer."""
+        with contextlib.suppress(nats.errors.Error, OSError, asyncio.CancelledError):
+            await self.close()

@@ -1,0 +1,295 @@
+"""`mesh.ports.Registry` on SQLAlchemy: SQLite by default, PostgreSQL by its URL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, Connection, RowMapping
+from sqlalchemy.exc import ArgumentError, InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from mesh.adapters.sql import models
+from mesh.adapters.sql.database import make_private, translated, tune_sqlite, upgrade
+from mesh.core.action_states import join
+from mesh.errors import ConfigError, ConflictError, NotFoundError
+from mesh.types import ActionState, Status
+from mesh.wire.messages import HistoryQuery, HistoryRecord, NodeRecord, NodeUpdate
+
+_INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+_LIVE = frozenset({"health", "reason", "lag_ms", "in_flight", "queued", "verbs"})
+"""Fields of a record that are seen, not remembered."""
+
+_OBSERVED = (
+    "version",
+    "incarnation",
+    "response_time_ms",
+    "last_ping_at",
+    "failures",
+    "collections",
+    "actions",
+    "updated_at",
+)
+
+
+class SqlRegistry:
+    """Registered nodes and the index of the action history."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        """Use `open`: the schema must be up to date."""
+        self._engine = engine
+        self._writer = engine.execution_options(writes=True)
+        self._insert: Any = _INSERTS[engine.dialect.name]
+
+    @classmethod
+    async def open(cls, url: str) -> SqlRegistry:
+        """Connect and bring the schema to the newest version.
+
+        Args:
+            url: SQLAlchemy URL with an async driver, e.g. `sqlite+aiosqlite:////var/lib/mesh.db`.
+
+        Raises:
+            ConfigError: Not such a URL.
+            StateError: The file cannot be written, or was changed by a newer version.
+            UnavailableError: The database does not answer.
+        """
+        parsed = _checked(url)
+        if parsed.get_backend_name() == "sqlite":
+            make_private(Path(str(parsed.database)))
+        try:
+            engine = create_async_engine(parsed)
+        except (InvalidRequestError, ImportError) as error:
+            raise ConfigError(
+                f"master.database: {error}; name an async driver, e.g. sqlite+aiosqlite:///mesh.db"
+            ) from error
+        if parsed.get_backend_name() == "sqlite":
+            tune_sqlite(engine.sync_engine)
+        registry = cls(engine)
+        try:
+            with translated():
+                async with registry._writing() as connection:
+                    await connection.run_sync(_upgrade)
+        except BaseException:
+            await engine.dispose()
+            raise
+        return registry
+
+    def _writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return self._writer.begin()
+
+    # -- nodes -----------------------------------------------------------------------------------
+
+    async def nodes(self) -> list[NodeRecord]:
+        query = sa.select(models.nodes).order_by(models.nodes.c.slug)
+        with translated():
+            async with self._engine.connect() as connection:
+                rows = (await connection.execute(query)).mappings().all()
+        return [_node(row) for row in rows]
+
+    async def register(self, record: NodeRecord, *, api_key_hash: str) -> None:
+        values = _columns(record) | {"api_key_hash": api_key_hash}
+        try:
+            with translated():
+                async with self._writing() as connection:
+                    await connection.execute(sa.insert(models.nodes).values(values))
+        except ConflictError as error:
+            raise ConflictError(f"a node {record.slug!r} is registered already") from error
+
+    async def enrol(self, record: NodeRecord) -> bool:
+        statement = (
+            self._insert(models.nodes)
+            .values(_columns(record))
+            .on_conflict_do_nothing(index_elements=["slug"])
+        )
+        with translated():
+            async with self._writing() as connection:
+                return bool((await connection.execute(statement)).rowcount)
+
+    async def update(self, slug: str, change: NodeUpdate) -> NodeRecord:
+        values = {field: value for field, value in _fields(change).items() if value is not None}
+        is_it = models.nodes.c.slug == slug
+        with translated():
+            async with self._writing() as connection:
+                if values:
+                    await connection.execute(sa.update(models.nodes).where(is_it).values(values))
+                row = (
+                    (await connection.execute(sa.select(models.nodes).where(is_it)))
+                    .mappings()
+                    .one_or_none()
+                )
+        if row is None:
+            raise NotFoundError(f"no node {slug!r} is registered")
+        return _node(row)
+
+    async def observe(self, record: NodeRecord) -> None:
+        told = _fields(record)
+        statement = (
+            sa.update(models.nodes)
+            .where(models.nodes.c.slug == record.slug)
+            .values({field: told[field] for field in _OBSERVED})
+        )
+        with translated():
+            async with self._writing() as connection:
+                await connection.execute(statement)
+
+    async def remove(self, slug: str, *, incarnation: int) -> None:
+        removed = models.removed_nodes
+        remember = self._insert(removed).values(slug=slug, incarnation=incarnation)
+        newest = sa.case(
+            (remember.excluded.incarnation > removed.c.incarnation, remember.excluded.incarnation),
+            else_=removed.c.incarnation,
+        )
+        with translated():
+            async with self._writing() as connection:
+                gone = await connection.execute(
+                    sa.delete(models.nodes).where(models.nodes.c.slug == slug)
+                )
+                if not gone.rowcount:
+                    raise NotFoundError(f"no node {slug!r} is registered")
+                await connection.execute(
+                    remember.on_conflict_do_update(
+                        index_elements=["slug"], set_={"incarnation": newest}
+                    )
+                )
+
+    async def removed(self) -> dict[str, int]:
+        query = sa.select(models.removed_nodes.c.slug, models.removed_nodes.c.incarnation)
+        with translated():
+            async with self._engine.connect() as connection:
+                return {row.slug: row.incarnation for row in await connection.execute(query)}
+
+    async def next_epoch(self) -> int:
+        cursors = models.cursors
+        statement = (
+            sa.update(cursors)
+            .where(cursors.c.name == "epoch")
+            .values(value=cursors.c.value + 1)
+            .returning(cursors.c.value)
+        )
+        with translated():
+            async with self._writing() as connection:
+                return int((await connection.execute(statement)).scalar_one())
+
+    # -- history ---------------------------------------------------------------------------------
+
+    async def history_cursor(self) -> int:
+        query = sa.select(models.cursors.c.value).where(models.cursors.c.name == "history")
+        with translated():
+            async with self._engine.connect() as connection:
+                return int((await connection.execute(query)).scalar_one())
+
+    async def index_history(
+        self, records: Sequence[tuple[int, HistoryRecord]], *, cursor: int
+    ) -> None:
+        cursors, actions = models.cursors, models.actions
+        # Moving the cursor first makes two masters that index at once take turns.
+        move = sa.update(cursors).where(cursors.c.name == "history").values(value=cursor)
+        known = sa.select(actions).where(actions.c.id.in_({record.id for _, record in records}))
+        with translated():
+            async with self._writing() as connection:
+                await connection.execute(move)
+                if not records:
+                    return
+                rows = (await connection.execute(known)).mappings().all()
+                latest = {(row["id"], row["node"]): _record(row) for row in rows}
+                for _, record in records:
+                    key = (record.id, record.node)
+                    latest[key] = join(latest.get(key), record)
+                save = self._insert(actions)
+                changed = {
+                    column.name: save.excluded[column.name]
+                    for column in actions.columns
+                    if not column.primary_key
+                }
+                await connection.execute(
+                    save.on_conflict_do_update(index_elements=["id", "node"], set_=changed),
+                    [_action(record) for record in latest.values()],
+                )
+
+    async def history(self, query: HistoryQuery) -> tuple[list[HistoryRecord], int]:
+        actions = models.actions
+        wanted = sa.and_(*_conditions(query))
+        page = (
+            sa.select(actions)
+            .where(wanted)
+            .order_by(actions.c.accepted_at.desc(), actions.c.id.desc(), actions.c.node)
+            .limit(query.limit)
+            .offset(query.offset)
+        )
+        count = sa.select(sa.func.count()).select_from(actions).where(wanted)
+        with translated():
+            async with self._engine.connect() as connection:
+                rows = (await connection.execute(page)).mappings().all()
+                total = int((await connection.execute(count)).scalar_one())
+        return [_record(row) for row in rows], total
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+def _checked(url: str) -> URL:
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError as error:
+        raise ConfigError(
+            "master.database is not a URL like sqlite+aiosqlite:///mesh.db"
+        ) from error
+    backend = parsed.get_backend_name()
+    if backend not in _INSERTS:
+        raise ConfigError(f"master.database: {backend} is not supported; use SQLite or PostgreSQL")
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ConfigError(
+            "master.database must name a file: what is in memory dies with the master"
+        )
+    return parsed
+
+
+def _upgrade(connection: Connection) -> None:
+    upgrade(connection, "registry", models.registry)
+
+
+def _fields(message: msgspec.Struct) -> dict[str, Any]:
+    return {field: getattr(message, field) for field in message.__struct_fields__}
+
+
+def _columns(record: NodeRecord) -> dict[str, Any]:
+    return {field: value for field, value in _fields(record).items() if field not in _LIVE}
+
+
+def _node(row: RowMapping) -> NodeRecord:
+    values = {name: value for name, value in row.items() if name != "api_key_hash"}
+    return NodeRecord(**values | {"status": Status(row["status"])})
+
+
+def _action(record: HistoryRecord) -> Mapping[str, Any]:
+    result = None if record.result is None else bytes(record.result).decode()
+    return _fields(record) | {"result": result}
+
+
+def _record(row: RowMapping) -> HistoryRecord:
+    result = None if row["result"] is None else msgspec.Raw(row["result"].encode())
+    return HistoryRecord(**dict(row) | {"state": ActionState(row["state"]), "result": result})
+
+
+def _conditions(query: HistoryQuery) -> list[sa.ColumnElement[bool]]:
+    actions = models.actions
+    wanted: list[sa.ColumnElement[bool]] = [
+        column == value
+        for column, value in (
+            (actions.c.id, query.action_id),
+            (actions.c.node, query.node),
+            (actions.c.action, query.action),
+            (actions.c.caller, query.caller),
+            (actions.c.state, query.state),
+        )
+        if value
+    ]
+    if query.since:
+        wanted.append(actions.c.accepted_at >= query.since)
+    return wanted or [sa.true()]

@@ -1,0 +1,74 @@
+"""Which of two records of one action is the later one.
+
+Records come from a stream that may be read twice, from its start, or by two masters at once; the
+join below is commutative, associative and idempotent, so every reader ends with the same row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from mesh.types import ActionState
+from mesh.wire import codec
+from mesh.wire.messages import HistoryRecord
+
+_BEFORE_OUTCOME = {ActionState.ACCEPTED: 0, ActionState.RUNNING: 1}
+_OUTCOME = 2
+
+
+def rank(state: ActionState) -> int:
+    """0 accepted, 1 running, 2 any outcome."""
+    return _BEFORE_OUTCOME.get(state, _OUTCOME)
+
+
+def is_outcome(state: ActionState) -> bool:
+    """Whether an action in `state` has ended."""
+    return state not in _BEFORE_OUTCOME
+
+
+def join(known: HistoryRecord | None, record: HistoryRecord) -> HistoryRecord:
+    """What is known of an action after hearing `record` as well.
+
+    State, time, attempt, duration, result and error come from the record that is further on: by
+    attempt, within one by rank (accepted < running < outcomes), then by time. What belongs to the action as a whole (parameters, digest,
+    trace, the time it was accepted) is kept from whichever record has it.
+    """
+    one = _normal(record)
+    if known is None:
+        return one
+    other = _normal(known)
+    later = max(one, other, key=_progress)
+    return msgspec.structs.replace(
+        later,
+        accepted_at=min(one.accepted_at, other.accepted_at),
+        params=max(one.params, other.params, key=_weight(codec.encode)),
+        digest=max(one.digest, other.digest),
+        trace=max(one.trace, other.trace),
+    )
+
+
+def _normal(record: HistoryRecord) -> HistoryRecord:
+    """An action is accepted when its first record says so, at the latest."""
+    return msgspec.structs.replace(record, accepted_at=record.accepted_at or record.at)
+
+
+def _progress(record: HistoryRecord) -> tuple[Any, ...]:
+    return (
+        record.attempt,
+        rank(record.state),
+        record.at,
+        record.state.value,
+        -1.0 if record.duration_ms is None else record.duration_ms,
+        codec.encode(record.result),
+        codec.encode(record.error),
+        record.caller,
+        record.action,
+    )
+
+
+def _weight(encode: Callable[[Any], bytes]) -> Callable[[Any], tuple[bool, bytes]]:
+    """Something wins over nothing; else any fixed order will do."""
+    return lambda value: (value is not None, encode(value))

@@ -1,0 +1,77 @@
+"""One call: the only way a request leaves a client, whatever it asks and whomever."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from mesh.errors import DeadlineExceededError, DisconnectedError
+from mesh.ports import Bus, Clock
+from mesh.wire import codec, subjects
+from mesh.wire.messages import Request
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Request)
+
+_RETRY_FIRST_S = 0.05
+_RETRY_MOST_S = 1.0
+
+
+class Caller:
+    """Sends requests with a deadline on the wire and reads the one reply."""
+
+    def __init__(self, bus: Bus, clock: Clock) -> None:
+        self._bus = bus
+        self._clock = clock
+
+    async def node(
+        self, node: str, verb: str, request: Request, kind: type[T], timeout_s: float
+    ) -> T:
+        """Ask a node.
+
+        Raises:
+            MeshError: What the node answered with, or what became of the request.
+        """
+        subject = subjects.rpc(node, verb, self._bus.identity)
+        return await self._send(subject, node, request, kind, timeout_s)
+
+    async def master(self, verb: str, request: Request, kind: type[T], timeout_s: float) -> T:
+        """Ask any master.
+
+        Raises:
+            MeshError: As `node`.
+        """
+        subject = subjects.master(verb, self._bus.identity)
+        return await self._send(subject, "master", request, kind, timeout_s)
+
+    async def action(
+        self, node: str, action: str, request: Request, kind: type[T], timeout_s: float
+    ) -> T:
+        """Run an action; its id makes it safe to ask again when the answer was lost.
+
+        Raises:
+            MeshError: As `node`.
+        """
+        subject = subjects.act(node, action, self._bus.identity)
+        give_up = self._clock.monotonic() + timeout_s
+        delay = _RETRY_FIRST_S
+        while True:
+            left_s = give_up - self._clock.monotonic()
+            try:
+                return await self._send(subject, node, request, kind, left_s)
+            except DisconnectedError:
+                if give_up - self._clock.monotonic() <= delay:
+                    raise
+            await self._clock.sleep(delay)
+            delay = min(delay * 2, _RETRY_MOST_S)
+
+    async def _send(
+        self, subject: str, responder: str, request: Request, kind: type[T], timeout_s: float
+    ) -> T:
+        if timeout_s <= 0:
+            raise DeadlineExceededError("no time is left for this request")
+        deadline = self._clock.unix_ms() + round(timeout_s * 1000)
+        payload = codec.encode(msgspec.structs.replace(request, deadline=deadline))
+        reply = await self._bus.request(subject, payload, responder=responder, timeout_s=timeout_s)
+        return codec.result_of(reply, kind)

@@ -1,0 +1,132 @@
+"""Keeps the searchable copy of the action history in step with the stream.
+
+Rows and the place in the stream are saved in one transaction, so a crash at any point repeats work
+at most; records are joined, so repeating changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+import structlog
+
+from mesh.core.backoff import Backoff, BackoffPolicy
+from mesh.errors import InvalidError, MeshError
+from mesh.ports import Bus, Clock, History, Message, Registry, Subscription
+from mesh.runtime.background import Background
+from mesh.wire import subjects
+from mesh.wire.messages import HistoryRecord
+
+log = structlog.get_logger()
+
+_BATCH = 256
+_LOOK_EVERY_S = 2.0
+_RETRY = BackoffPolicy(first_s=0.1, limit_s=5.0)
+
+
+class HistoryIndex:
+    """Reads the stream into SQL, oldest first, never skipping one that can be stored."""
+
+    def __init__(
+        self, bus: Bus, history: History, registry: Registry, clock: Clock, background: Background
+    ) -> None:
+        self._bus = bus
+        self._history = history
+        self._registry = registry
+        self._background = background
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._moved = asyncio.Condition()
+        self._backoff = Backoff(_RETRY)
+        self._subscription: Subscription | None = None
+        self._cursor: int | None = None
+        self._prepared = False
+        self.unstorable = 0
+        """Records that the database cannot hold, passed over."""
+
+    async def start(self) -> None:
+        """Make the stream if the broker has none, and begin to follow it."""
+        try:
+            await self._prepare()
+        except MeshError as error:
+            log.warning("mesh.history.stream_waiting", error=str(error))
+        self._subscription = await self._bus.subscribe(subjects.HISTORY_SUBJECTS, self._heard)
+        self._background.repeat("history-index", self._round)
+
+    async def stop(self) -> None:
+        """Hear no more; the background tasks are their owner's to end."""
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+
+    async def reach(self, sequence: int, *, timeout_s: float) -> bool:
+        """Wait until everything up to `sequence` is indexed; False if that takes too long."""
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._moved:
+                await self._moved.wait_for(lambda: (self._cursor or 0) >= sequence)
+                return True
+        return False
+
+    def _heard(self, _message: Message) -> None:
+        self._wake.set()  # a hint: what counts is what the stream says
+
+    async def _round(self) -> None:
+        self._wake.clear()
+        try:
+            behind = await self._advance()
+        except MeshError as error:
+            self._prepared = False  # the broker may have come back without its store
+            delay_s = self._backoff.died(0.0)
+            log.warning("mesh.history.index_waiting", error=str(error), retry_s=delay_s)
+            await self._clock.sleep(delay_s)
+            return
+        self._backoff = Backoff(_RETRY)
+        if not behind:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_EVERY_S):
+                    await self._wake.wait()
+
+    async def _prepare(self) -> None:
+        if not self._prepared:
+            await self._history.prepare()
+            self._prepared = True
+
+    async def _advance(self) -> bool:
+        """Index the next batch; True if there may be more at once."""
+        await self._prepare()
+        if self._cursor is None:
+            self._cursor = await self._registry.history_cursor()
+        cursor = self._cursor
+        records, upto = await self._history.read(cursor, _BATCH)
+        if upto > cursor:
+            await self._save(records, upto)
+            await self._move(upto)
+            return True
+        if await self._history.last_sequence() < cursor:
+            # Somebody made the stream anew: its records are all new to us.
+            log.warning("mesh.history.stream_restarted", cursor=cursor)
+            await self._move(0)
+            return True
+        return False
+
+    async def _save(self, records: Sequence[tuple[int, HistoryRecord]], upto: int) -> None:
+        try:
+            await self._registry.index_history(records, cursor=upto)
+        except InvalidError:
+            # One record that the database cannot hold must not keep out all that follow.
+            for sequence, record in records:
+                try:
+                    await self._registry.index_history([(sequence, record)], cursor=sequence)
+                except InvalidError as error:
+                    self.unstorable += 1
+                    log.exception(
+                        "mesh.history.record_unstorable", sequence=sequence, error=str(error)
+                    )
+            await self._registry.index_history([], cursor=upto)
+
+    async def _move(self, cursor: int) -> None:
+        async with self._moved:
+            self._cursor = cursor
+            self._moved.notify_all()

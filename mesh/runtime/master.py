@@ -1,0 +1,139 @@
+"""The master: registry, health, route table and history index of a mesh.
+
+Searches and actions do not need it; a mesh without a master goes on with its last route table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from mesh.config import HealthConfig, MasterConfig
+from mesh.ports import Bus, Clock, History, Registry, Subscription
+from mesh.runtime.background import Background
+from mesh.runtime.history_index import HistoryIndex
+from mesh.runtime.master_api import MasterApi
+from mesh.runtime.membership import Membership
+from mesh.runtime.route_publisher import RoutePublisher
+from mesh.runtime.serving import Responder
+from mesh.wire import subjects
+from mesh.wire.messages import RouteNode
+
+log = structlog.get_logger()
+
+_NAME = "master"
+_QUEUE = "masters"
+_MAX_PARALLEL = 32
+_MAX_QUEUED = 1024
+_DRAIN_S = 2.0
+
+
+class Master:
+    """One master process. The registry and the bus are the caller's to open and close."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        registry: Registry,
+        history: History,
+        clock: Clock,
+        *,
+        health: HealthConfig,
+        config: MasterConfig,
+        incarnation: int,
+    ) -> None:
+        """Args:
+        bus: Speaks as `master`.
+        registry: Open.
+        history: The stream that the index follows.
+        clock: Time.
+        health: When a node counts as what.
+        config: Snapshot interval.
+        incarnation: Start time in unix ms.
+        """
+        self._bus = bus
+        self._registry = registry
+        self._clock = clock
+        self._poll_s = health.heartbeat_interval_s / 10
+        self._background = Background(clock)
+        self._publisher = RoutePublisher(
+            bus,
+            clock,
+            self._background,
+            self._routes,
+            snapshot_interval_s=config.snapshot_interval_s,
+        )
+        self.membership = Membership(
+            bus,
+            registry,
+            clock,
+            self._background,
+            health,
+            incarnation=incarnation,
+            on_change=self._publisher.changed,
+        )
+        self._history_index = HistoryIndex(bus, history, registry, clock, self._background)
+        self._responder = Responder(
+            bus, clock, name=_NAME, max_parallel=_MAX_PARALLEL, max_queued=_MAX_QUEUED
+        )
+        self._api = MasterApi(
+            self.membership,
+            self._publisher,
+            self._history_index,
+            registry=registry,
+            history=history,
+            clock=clock,
+            responder=self._responder,
+            incarnation=incarnation,
+        )
+        self._requests: Subscription | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Messages refused for their subject or form."""
+        return self.membership.dropped + self._responder.dropped
+
+    @property
+    def failures(self) -> int:
+        """Things that went wrong inside and were tried again."""
+        return self._background.failures + self._history_index.unstorable
+
+    async def start(self) -> None:
+        """Begin; when this returns, requests are answered.
+
+        Raises:
+            UnavailableError: The database or the broker is away.
+        """
+        self._publisher.start(await self._registry.next_epoch())
+        self._bus.on_connection(self._connection_changed)
+        await self.membership.start()
+        await self._history_index.start()
+        self._background.spawn("warm-up", self._warm_up())
+        self._requests = await self._bus.subscribe(
+            f"{subjects.PREFIX}.master.*.*", self._api.handle, queue=_QUEUE
+        )
+        log.info("mesh.master.started", epoch=self._publisher.table.epoch)
+
+    async def stop(self) -> None:
+        """Finish running requests, save what is unsaved, leave nothing running."""
+        if self._requests is not None:
+            await self._requests.unsubscribe()
+        await self._responder.drain(_DRAIN_S)
+        await self._history_index.stop()
+        await self._background.stop()
+        await self.membership.stop()
+        log.info("mesh.master.stopped")
+
+    async def _warm_up(self) -> None:
+        """Publish routes once those who were here before have been heard."""
+        while not self.membership.settled:
+            await self._clock.sleep(self._poll_s)
+        self._publisher.open()
+
+    def _routes(self) -> tuple[Sequence[RouteNode], bool]:
+        return self.membership.view.routes(), self.membership.blind
+
+    def _connection_changed(self, connected: bool) -> None:
+        if connected:
+            self._publisher.resend()

@@ -1,0 +1,334 @@
+"""Who is there and how well: the shell around the failure detector and the view of all nodes.
+
+Hears heartbeats and events, carries out what the detector decides, enrols nodes it has not seen,
+and saves to SQL what nodes tell of themselves, so that it is still known when they are away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+from uuid_utils import uuid7
+
+import mesh
+from mesh.config import HealthConfig
+from mesh.core import failure_detector as detector
+from mesh.core.failure_detector import Effect, Event, FailureDetector
+from mesh.core.node_view import NodeView
+from mesh.errors import BadRequestError, MeshError
+from mesh.ports import Bus, Clock, Message, Registry, Subscription
+from mesh.runtime.background import Background
+from mesh.runtime.prober import Answered, Failed, Prober, ProbeResult
+from mesh.types import Health, Status
+from mesh.wire import codec, subjects
+from mesh.wire.messages import Changed, Heartbeat, NodeEvent, NodeRecord, NodeRegister
+
+log = structlog.get_logger()
+
+_SELF = "master"
+_SAVE_EVERY_S = 1.0
+_TICKS_PER_INTERVAL = 5
+_MOST_INCARNATION = 2**53
+
+
+class Membership:
+    """All nodes of one master. `on_change` is called when callers may have to route otherwise."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        registry: Registry,
+        clock: Clock,
+        background: Background,
+        health: HealthConfig,
+        *,
+        incarnation: int,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._bus = bus
+        self._registry = registry
+        self._clock = clock
+        self._background = background
+        self._health = health
+        self._incarnation = incarnation
+        self._on_change = on_change
+        self._detector = FailureDetector(health)
+        self._prober = Prober(
+            bus, clock, background, timeout_s=health.probe_timeout_s, report=self._probed
+        )
+        self._sequence = 0
+        self._sighted_at: float | None = None
+        self._pinged_at: dict[str, float] = {}
+        self._enrolling: set[str] = set()
+        self._removed: dict[str, int] = {}
+        self._subscriptions: list[Subscription] = []
+        self.view = NodeView()
+        self.dropped = 0
+        """Messages refused for their subject or form."""
+
+    @property
+    def blind(self) -> bool:
+        """Whether the broker is out of sight: health is what it was."""
+        return self._detector.blind
+
+    @property
+    def settled(self) -> bool:
+        """Whether every node that was here before has been heard, or has had its chance."""
+        if self._sighted_at is None:
+            return False
+        chance_s = self._health.suspect_after_intervals * self._health.heartbeat_interval_s
+        return self._clock.monotonic() - self._sighted_at >= chance_s or not any(
+            record.incarnation
+            and record.status is Status.ACTIVE
+            and record.health in (Health.UNREACHABLE, Health.SUSPECT)
+            for record in self.view.records()
+        )
+
+    # -- life --------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load the registry, then hear, beat, watch and save until stopped.
+
+        Raises:
+            UnavailableError: The database or the broker is away.
+        """
+        self._removed = await self._registry.removed()
+        self.view.load(await self._registry.nodes())
+        for record in self.view.records():
+            self._decide(detector.NodeKnown(record.slug, record.incarnation))
+        self._bus.on_connection(self._connection_changed)
+        for subject, handler in (
+            (f"{subjects.PREFIX}.hb.*", self._on_heartbeat),
+            (f"{subjects.PREFIX}.evt.*.*", self._on_event),
+        ):
+            self._subscriptions.append(await self._bus.subscribe(subject, handler))
+        self._background.repeat("beat", self._beat)
+        self._background.repeat("watch", self._watch)
+        self._background.repeat("save", self._save_round)
+
+    async def stop(self) -> None:
+        """Hear no more, and save what is left; the background tasks are their owner's to end."""
+        for subscription in self._subscriptions:
+            await subscription.unsubscribe()
+        await self._save()
+
+    async def _beat(self) -> None:
+        self._publish_beat()
+        await self._clock.sleep(self._health.heartbeat_interval_s)
+
+    def _publish_beat(self) -> None:
+        """The master's own heartbeat: coming back, it proves that the broker delivers."""
+        self._sequence += 1
+        beat = Heartbeat(
+            node=_SELF,
+            name=_SELF,
+            incarnation=self._incarnation,
+            sequence=self._sequence,
+            version=mesh.__version__,
+            type=_SELF,
+            capabilities=[],
+            dropped=self.dropped,
+        )
+        try:
+            self._bus.publish(subjects.heartbeat(_SELF), codec.encode(beat))
+        except MeshError as error:
+            log.debug("mesh.membership.beat_skipped", error=str(error))
+
+    async def _watch(self) -> None:
+        self._decide(detector.Tick())
+        self._ping_due()
+        await self._clock.sleep(self._health.heartbeat_interval_s / _TICKS_PER_INTERVAL)
+
+    def _ping_due(self) -> None:
+        """Routine pings, for the response times of nodes that beat."""
+        now = self._clock.monotonic()
+        for record in self.view.records():
+            since = now - self._pinged_at.get(record.slug, float("-inf"))
+            if since >= self._health.probe_interval_s and self._detector.beats(record.slug, now):
+                self._pinged_at[record.slug] = now
+                self._prober.request(record.slug)
+
+    # -- what is heard -----------------------------------------------------------------------------
+
+    def _connection_changed(self, connected: bool) -> None:
+        if connected:
+            self._decide(detector.BrokerFound())
+            self._publish_beat()
+        else:
+            self._decide(detector.BrokerLost())
+
+    def _on_heartbeat(self, message: Message) -> None:
+        try:
+            beat = codec.decode(message.data, Heartbeat)
+            _, slug = subjects.parts(message.subject)
+            if beat.node != slug:
+                raise BadRequestError(f"{slug!r} beats for {beat.node[:64]!r}")
+            if not 0 <= beat.incarnation <= _MOST_INCARNATION:
+                raise BadRequestError("an incarnation is a time in unix ms")
+        except (MeshError, ValueError) as error:
+            self._drop(message, error)
+            return
+        if slug == _SELF:
+            if beat.incarnation == self._incarnation:
+                self._decide(detector.BeatEchoed())
+        elif slug in self.view:
+            self._heard(beat)
+        elif beat.incarnation > self._removed.get(slug, -1) and slug not in self._enrolling:
+            self._enrolling.add(slug)
+            self._background.spawn(f"enrol-{slug}", self._enrol(beat))
+
+    def _heard(self, beat: Heartbeat) -> None:
+        self.view.heard(beat)
+        self._decide(
+            detector.HeartbeatReceived(
+                beat.node,
+                beat.incarnation,
+                beat.sequence,
+                lag_s=beat.lag_ms / 1000,
+                overloaded=beat.overloaded,
+                draining=beat.draining,
+            )
+        )
+
+    def _on_event(self, message: Message) -> None:
+        try:
+            _, slug, name = subjects.parts(message.subject)
+            if slug not in self.view:
+                return
+            match name:
+                case "changed":
+                    self.view.collection_changed(slug, codec.decode(message.data, Changed))
+                    self._announce()
+                case "draining":
+                    event = codec.decode(message.data, NodeEvent)
+                    self._decide(detector.NodeDraining(slug, event.incarnation))
+                case "stopped":
+                    event = codec.decode(message.data, NodeEvent)
+                    self._decide(detector.NodeStopped(slug, event.incarnation))
+        except (MeshError, ValueError) as error:
+            self._drop(message, error)
+
+    def _drop(self, message: Message, error: Exception) -> None:
+        self.dropped += 1
+        log.warning(
+            "mesh.membership.message_dropped", subject=message.subject[:200], error=str(error)
+        )
+
+    # -- what is decided ---------------------------------------------------------------------------
+
+    def _decide(self, event: Event) -> None:
+        for effect in self._detector.handle(event, self._clock.monotonic()):
+            self._carry_out(effect)
+        self._announce()
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case detector.ProbeNode(slug):
+                self._prober.request(slug)
+            case detector.SetHealth(slug, health, reason):
+                self.view.set_health(slug, health, reason)
+                log.info("mesh.node.health_changed", node=slug, health=health.value, reason=reason)
+            case detector.SetBlind(blind):
+                if not blind and self._sighted_at is None:
+                    self._sighted_at = self._clock.monotonic()
+                log.info("mesh.membership.sight_changed", blind=blind)
+                self._on_change()
+
+    def _announce(self) -> None:
+        if self.view.moved:
+            self.view.moved = False
+            self._on_change()
+
+    def _probed(self, result: ProbeResult) -> None:
+        now_ms = self._clock.unix_ms()
+        self._pinged_at[result.node] = self._clock.monotonic()
+        match result:
+            case Answered(slug, incarnation, took_ms):
+                self.view.probed(slug, took_ms=took_ms, at=now_ms)
+                self._decide(detector.ProbeAnswered(slug, incarnation))
+            case Failed(slug, no_responders):
+                self.view.probed(slug, took_ms=None, at=now_ms)
+                self._decide(detector.ProbeFailed(slug, no_responders))
+
+    async def probe(self, slug: str) -> None:
+        """Ping a node now and take the result into account."""
+        await self._prober.probe(slug)
+
+    # -- the registry ------------------------------------------------------------------------------
+
+    def add(self, record: NodeRecord) -> None:
+        """A node was registered."""
+        self.view.load([record])
+        self._decide(detector.NodeKnown(record.slug, record.incarnation))
+
+    def change(self, record: NodeRecord) -> NodeRecord:
+        """An operator changed a node; `record` is what the database has now."""
+        changed = self.view.change(record, at=self._clock.unix_ms())
+        self._announce()
+        return changed
+
+    def remove(self, record: NodeRecord) -> None:
+        """A node was removed: this life of it does not come back by beating on."""
+        self._removed[record.slug] = record.incarnation
+        self.view.remove(record.slug)
+        self._prober.forget(record.slug)
+        self._pinged_at.pop(record.slug, None)
+        self._decide(detector.NodeForgotten(record.slug))
+
+    async def _enrol(self, beat: Heartbeat) -> None:
+        """Register a node that the broker has let in and that says who it is."""
+        try:
+            record = _record_of(beat, self._clock.unix_ms())
+            if await self._registry.enrol(record):
+                log.info("mesh.node.enrolled", node=record.slug)
+            else:  # another master was faster
+                known = {node.slug: node for node in await self._registry.nodes()}
+                record = known.get(record.slug, record)
+            self.view.load([record])
+            self._heard(beat)
+        except MeshError as error:
+            self.dropped += 1
+            log.warning("mesh.node.enrolment_failed", node=beat.node, error=str(error))
+        finally:
+            self._enrolling.discard(beat.node)
+
+    async def _save_round(self) -> None:
+        await self._clock.sleep(_SAVE_EVERY_S)
+        await self._save()
+
+    async def _save(self) -> None:
+        for record in self.view.unsaved():
+            try:
+                await self._registry.observe(record)
+            except MeshError as error:
+                log.warning("mesh.registry.save_failed", node=record.slug, error=str(error))
+            else:
+                self.view.saved(record)
+
+
+def _record_of(beat: Heartbeat, now_ms: int) -> NodeRecord:
+    """Raises InvalidError: The heartbeat holds what no registration could."""
+    said = codec.convert(
+        {
+            "name": beat.name or beat.node,
+            "type": beat.type,
+            "weight": beat.weight,
+            "capabilities": beat.capabilities,
+        },
+        NodeRegister,
+    )
+    return NodeRecord(
+        id=str(uuid7()),
+        slug=subjects.free_name(beat.node),
+        name=said.name,
+        type=said.type,
+        weight=said.weight,
+        capabilities=said.capabilities,
+        incarnation=beat.incarnation,
+        version=beat.version,
+        collections=beat.collections,
+        actions=beat.actions,
+        created_at=now_ms,
+        updated_at=now_ms,
+    )

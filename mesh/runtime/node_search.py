@@ -1,0 +1,185 @@
+"""A node's side of a search: its collections on disk and those its author searches by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mesh.config import MeshConfig
+from mesh.core.documents import content_hash
+from mesh.core.merge import depth, rank
+from mesh.core.text import query_terms, terms
+from mesh.errors import InvalidError, UnavailableError
+from mesh.ports import Clock, Documents, Embedder
+from mesh.runtime.results import missing_texts, search_result
+from mesh.runtime.sdk import SearchFunction
+from mesh.wire.messages import (
+    Candidate,
+    Candidates,
+    CollectionInfo,
+    Document,
+    SearchRequest,
+    SearchResult,
+    ShardHits,
+    ShardReport,
+)
+
+
+class NodeSearch:
+    """Answers searches with candidates (for a caller that merges) or with a result of its own."""
+
+    def __init__(
+        self,
+        slug: str,
+        config: MeshConfig,
+        *,
+        documents: Documents,
+        embedder: Embedder,
+        searches: Mapping[str, SearchFunction],
+        clock: Clock,
+    ) -> None:
+        self._slug = slug
+        self._shard = config.node.shard or slug
+        self._config = config
+        self._documents = documents
+        self._embedder = embedder
+        self._searches = searches
+        self._clock = clock
+
+    def custom(self) -> tuple[CollectionInfo, ...]:
+        """The collections that are functions; how many documents they hold is not known."""
+        return tuple(
+            CollectionInfo(name=name, shard=self._shard, fingerprint=self._embedder.id)
+            for name in sorted(self._searches)
+        )
+
+    async def answer(self, request: SearchRequest) -> Candidates | SearchResult:
+        """Raises: InvalidError, UnavailableError."""
+        began = self._clock.monotonic()
+        self._refuse_unknown(request)
+        words = query_terms(request.query)
+        shards = [*await self._stored(request), *await self._computed(request, words)]
+        took_ms = round((self._clock.monotonic() - began) * 1000, 3)
+        part = Candidates(node=self._slug, terms=words, shards=shards, took_ms=took_ms)
+        if request.candidates:
+            return part
+        return await self._ranked(request, part)
+
+    def _refuse_unknown(self, request: SearchRequest) -> None:
+        wanted = request.options.collections
+        if wanted is None or request.candidates:
+            return  # a federating caller knows who holds what; a drop may just have happened
+        known = {info.name for info in self._documents.collections()} | set(self._searches)
+        unknown = sorted(set(wanted) - known)
+        if unknown:
+            message = (
+                f"unknown collection {', '.join(map(repr, unknown))}; {self._slug} holds: "
+                + (", ".join(sorted(known)) or "none")
+            )
+            raise InvalidError(message, fields={"options.collections": [message]})
+
+    async def _stored(self, request: SearchRequest) -> Sequence[ShardHits]:
+        options = request.options
+        return await self._documents.search(
+            request.query,
+            collections=options.collections,
+            mode=options.mode,
+            depth=depth(request.limit),
+            threshold=options.threshold,
+            filters=options.filters,
+        )
+
+    async def _computed(self, request: SearchRequest, words: Sequence[str]) -> list[ShardHits]:
+        wanted = request.options.collections
+        names = [name for name in sorted(self._searches) if wanted is None or name in wanted]
+        if request.options.filters:
+            return []  # a function's documents have no columns to filter by
+        return [await self._ask(name, request, words) for name in names]
+
+    async def _ask(self, name: str, request: SearchRequest, words: Sequence[str]) -> ShardHits:
+        """A function chooses documents; the mesh ranks them, by what it sees of them.
+
+        The function's corpus is unknown, so what it returned stands for it: N, lengths and
+        document frequencies are counted over the returned documents.
+        """
+        try:
+            documents = await self._searches[name](request)
+        except InvalidError:
+            raise
+        except Exception as error:
+            raise UnavailableError(f"the search of {name!r} failed: {error}") from error
+        cosines = await asyncio.to_thread(self._cosines, request.query, documents)
+        options = request.options
+        floor = self._embedder.default_threshold if options.threshold is None else options.threshold
+        tokens = [terms(document.content) for document in documents]
+        candidates = [
+            _candidate(document, cosine, words, found, floor)
+            for document, cosine, found in zip(documents, cosines, tokens, strict=True)
+        ]
+        return ShardHits(
+            collection=name,
+            shard=self._shard,
+            rows=len(documents),
+            tokens=sum(map(len, tokens)),
+            df=[sum(word in found for found in map(set, tokens)) for word in words],
+            fingerprint=self._embedder.id,
+            data_version=0,
+            candidates=candidates,
+        )
+
+    def _cosines(self, query: str, documents: Sequence[Document]) -> list[float]:
+        if not documents:
+            return []
+        vectors = self._embedder.embed_documents([document.content for document in documents])
+        return [float(cosine) for cosine in np.asarray(vectors @ self._embedder.embed_query(query))]
+
+    async def _ranked(self, request: SearchRequest, part: Candidates) -> SearchResult:
+        """For a caller without our client: this node's candidates, ranked and cut."""
+        options = request.options
+        ranking = rank(
+            [part],
+            mode=options.mode,
+            limit=request.limit,
+            strategy=options.strategy,
+            deduplicate=options.deduplicate,
+            explain=options.explain,
+        )
+        texts = {
+            (self._slug, name, document.id): document.content
+            for (_node, name), ids in missing_texts(ranking).items()
+            for document in await self._documents.fetch(name, ids)
+        }
+        reports = [
+            ShardReport(collection=hits.collection, shard=hits.shard, node=self._slug, status="ok")
+            for hits in part.shards
+        ]
+        return search_result(
+            ranking,
+            texts=texts,
+            reports=reports,
+            strategy=options.strategy,
+            duration_ms=part.took_ms,
+        )
+
+
+def _candidate(
+    document: Document,
+    cosine: float,
+    words: Sequence[str],
+    found: Sequence[str],
+    floor: float,
+) -> Candidate:
+    tf = [found.count(word) for word in words]
+    return Candidate(
+        id=document.id,
+        cosine=round(cosine, 6),
+        vector_hit=cosine >= floor,
+        text_hit=any(tf),
+        length=len(found),
+        tf=tf,
+        hash=content_hash(document.content, document.metadata),
+        content=document.content,
+        metadata=document.metadata,
+    )

@@ -1,0 +1,80 @@
+"""From a ranking and the shards' reports to the answer of the search contract."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from mesh.core.merge import Ranked, Ranking
+from mesh.types import MergeStrategy
+from mesh.wire.messages import Hit, SearchResult, ShardReport, Shards
+
+TextKey = tuple[str, str, str]
+"""(node, collection, document id)."""
+
+
+def missing_texts(ranking: Ranking) -> dict[tuple[str, str], list[str]]:
+    """Ids by (node, collection) of hits whose text was too long to come along."""
+    missing: dict[tuple[str, str], list[str]] = {}
+    for hit in ranking.hits:
+        if hit.candidate.content is None:
+            missing.setdefault((hit.node, hit.collection), []).append(hit.candidate.id)
+    return missing
+
+
+def search_result(
+    ranking: Ranking,
+    *,
+    texts: Mapping[TextKey, str],
+    reports: Sequence[ShardReport],
+    strategy: MergeStrategy,
+    duration_ms: float,
+) -> SearchResult:
+    """The answer; `partial` if any shard that was to be asked did not answer."""
+    hits = [_hit(ranked, texts) for ranked in ranking.hits]
+    shards = coverage(reports)
+    return SearchResult(
+        results=hits,
+        count=len(hits),
+        total_results=ranking.total,
+        duration_ms=round(duration_ms, 3),
+        nodes_searched=len({report.node for report in reports if report.status == "ok"}),
+        node_breakdown=dict(Counter(hit.node for hit in hits)),
+        type_breakdown=dict(Counter(hit.model_type for hit in hits)),
+        merge_strategy=strategy,
+        avg_score=round(sum(hit.score for hit in hits) / len(hits), 6) if hits else 0.0,
+        partial=bool(shards.failed or shards.timed_out),
+        shards=shards,
+    )
+
+
+def coverage(reports: Sequence[ShardReport]) -> Shards:
+    """Reports counted by status."""
+    counted = Counter(report.status for report in reports)
+    return Shards(
+        total=len(reports),
+        ok=counted["ok"],
+        failed=counted["failed"],
+        skipped=counted["skipped"],
+        timed_out=counted["timed_out"],
+        details=list(reports),
+    )
+
+
+def _hit(ranked: Ranked, texts: Mapping[TextKey, str]) -> Hit:
+    candidate = ranked.candidate
+    content = candidate.content
+    if content is None:
+        content = texts.get((ranked.node, ranked.collection, candidate.id), "")
+    return Hit(
+        id=candidate.id,
+        content=content,
+        score=round(ranked.score, 6),
+        model_class=ranked.collection,
+        model_type=ranked.collection.rpartition(".")[2],
+        metadata=candidate.metadata,
+        node=ranked.node,
+        collection=ranked.collection,
+        shard=ranked.shard,
+        explain=ranked.explain,
+    )

@@ -1,0 +1,29 @@
+"""Fixtures for every test that needs something real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import BrokerProcess
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
+    """A running broker of the test's own: `url`, `login(user)`, `credentials(user)`; `stop`,
+    `kill`, `start` (same port, same data), `pause`, `resume`.
+    """
+    process = BrokerProcess(tmp_path)
+    process.start()
+    yield process
+    process.kill()
+
+
+@pytest.fixture(scope="session")
+def shared_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """One broker for all tests that leave it running and use names of their own."""
+    process = BrokerProcess(tmp_path_factory.mktemp("shared-broker"))
+    process.start()
+    yield process
+    process.kill()

@@ -1,0 +1,299 @@
+"""In-process stand-ins for the broker, trusted because they pass the contract tests of the real."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from mesh.errors import (
+    DeadlineExceededError,
+    DisconnectedError,
+    NoRespondersError,
+    TooLargeError,
+    UnavailableError,
+)
+from mesh.ports import Handler, Message
+from mesh.wire import codec, subjects
+from mesh.wire.messages import HistoryRecord
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """NATS wildcards: `*` is one token, a final `>` one or more."""
+    wanted, given = pattern.split("."), subject.split(".")
+    for at, token in enumerate(wanted):
+        if token == ">":
+            return len(given) > at
+        if at >= len(given) or token not in ("*", given[at]):
+            return False
+    return len(wanted) == len(given)
+
+
+class MemoryBroker:
+    """What all `MemoryBus`es of a test are connected to. `stop` and `start` it as you like."""
+
+    def __init__(self, *, max_payload: int = 2 * 1024 * 1024) -> None:
+        self.max_payload = max_payload
+        self.running = True
+        self.muted: Callable[[str], bool] = lambda _subject: False
+        """Subjects whose messages get lost on the way."""
+        self.buses: list[MemoryBus] = []
+        self.sent: list[Message] = []
+        self.handler_failures = 0
+        self._turn = itertools.count()
+
+    def bus(self, identity: str) -> MemoryBus:
+        bus = MemoryBus(self, identity)
+        self.buses.append(bus)
+        return bus
+
+    def stop(self) -> None:
+        """As `kill -9`: every connection is lost, what was on its way too."""
+        self.running = False
+        for bus in self.buses:
+            bus.lost()
+
+    def start(self) -> None:
+        self.running = True
+        for bus in self.buses:
+            bus.found()
+
+    def deliver(self, message: Message) -> int:
+        """Hand over to all who listen, and to one of each queue group; returns how many."""
+        self.sent.append(message)
+        if self.muted(message.subject):
+            return 1
+        groups: dict[tuple[str, str], list[MemorySubscription]] = {}
+        listeners = []
+        for subscription in self._interested(message.subject):
+            if subscription.queue:
+                groups.setdefault((subscription.subject, subscription.queue), []).append(
+                    subscription
+                )
+            else:
+                listeners.append(subscription)
+        listeners += [members[next(self._turn) % len(members)] for members in groups.values()]
+        for listener in listeners:
+            asyncio.get_running_loop().call_soon(self._hand, listener, message)
+        return len(listeners)
+
+    def _interested(self, subject: str) -> Iterator[MemorySubscription]:
+        for bus in self.buses:
+            if bus.connected:
+                yield from (s for s in bus.subscriptions if matches(s.subject, subject))
+
+    def _hand(self, listener: MemorySubscription, message: Message) -> None:
+        if not (listener.active and listener.bus.connected):
+            return
+        try:
+            listener.handler(message)
+        except Exception:
+            self.handler_failures += 1
+
+
+class MemorySubscription:
+    def __init__(self, bus: MemoryBus, subject: str, handler: Handler, queue: str) -> None:
+        self.bus = bus
+        self.subject = subject
+        self.handler = handler
+        self.queue = queue
+        self.active = True
+
+    async def unsubscribe(self) -> None:
+        self.active = False
+        if self in self.bus.subscriptions:
+            self.bus.subscriptions.remove(self)
+
+
+class _Waiter(NamedTuple):
+    responder: str
+    arrived: Callable[[bytes], None]
+    broken: Callable[[], None]
+
+
+class MemoryBus:
+    """`mesh.ports.Bus` without a socket."""
+
+    def __init__(self, broker: MemoryBroker, identity: str) -> None:
+        self._broker = broker
+        self._identity = subjects.token(identity)
+        self._closed = False
+        self._serial = itertools.count(1)
+        self._waiting: dict[str, _Waiter] = {}
+        self._listeners: list[Callable[[bool], None]] = []
+        self._back = asyncio.Event()
+        if broker.running:
+            self._back.set()
+        self.subscriptions: list[MemorySubscription] = []
+        self.dropped = 0
+        self._connection = f"c{id(self):x}"
+        replies = f"{subjects.PREFIX}.re.*.{identity}.{self._connection}.*"
+        self.subscriptions.append(MemorySubscription(self, replies, self._on_reply, ""))
+
+    @property
+    def identity(self) -> str:
+        return self._identity
+
+    @property
+    def connected(self) -> bool:
+        return self._broker.running and not self._closed
+
+    def publish(self, subject: str, payload: bytes) -> None:
+        self._send(Message(subject, "", payload))
+
+    def _send(self, message: Message) -> int:
+        if not self.connected:
+            raise DisconnectedError("the broker is away")
+        if len(message.data) > self._broker.max_payload:
+            raise TooLargeError(f"{len(message.data)} bytes are beyond the broker's limit")
+        return self._broker.deliver(message)
+
+    async def request(
+        self, subject: str, payload: bytes, *, responder: str, timeout_s: float
+    ) -> bytes:
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def arrived(data: bytes) -> None:
+            if not future.done():
+                future.set_result(data)
+
+        def broken() -> None:
+            if not future.done():
+                future.set_exception(DisconnectedError("the connection to the broker was lost"))
+
+        reply = self._reply(responder)
+        sent = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._until_back()
+                self._waiting[reply] = _Waiter(responder, arrived, broken)
+                sent = True
+                if not self._send(Message(subject, reply, payload)):
+                    raise NoRespondersError("nobody listens there")
+                return await future
+        except TimeoutError:
+            if not sent:
+                raise DisconnectedError("the broker is away; nothing was sent") from None
+            raise DeadlineExceededError(f"no reply on {subject} in time") from None
+        finally:
+            self._waiting.pop(reply, None)
+
+    async def gather(
+        self, subject: str, payload: bytes, *, responder: str, window_s: float
+    ) -> list[bytes]:
+        replies: list[bytes] = []
+        over = asyncio.Event()
+        reply = self._reply(responder)
+        self._waiting[reply] = _Waiter(responder, replies.append, over.set)
+        try:
+            if self._send(Message(subject, reply, payload)):
+                async with asyncio.timeout(window_s):
+                    await over.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.pop(reply, None)
+        return replies
+
+    async def subscribe(
+        self, subject: str, handler: Handler, *, queue: str = ""
+    ) -> MemorySubscription:
+        if self._closed:
+            raise DisconnectedError("this connection was closed")
+        subscription = MemorySubscription(self, subject, handler, queue)
+        self.subscriptions.append(subscription)
+        return subscription
+
+    def on_connection(self, listener: Callable[[bool], None]) -> None:
+        self._listeners.append(listener)
+
+    async def flush(self, *, timeout_s: float = 5.0) -> None:
+        if not self.connected:
+            raise DisconnectedError("the broker is away")
+        await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._break()
+        self.subscriptions.clear()
+
+    def lost(self) -> None:
+        self._back.clear()
+        self._break()
+        self._tell(connected=False)
+
+    def found(self) -> None:
+        if not self._closed:
+            self._back.set()
+            self._tell(connected=True)
+
+    def _tell(self, *, connected: bool) -> None:
+        if not self._closed:
+            for listener in self._listeners:
+                listener(connected)
+
+    def _break(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting.values():
+            waiter.broken()
+
+    async def _until_back(self) -> None:
+        if self._closed:
+            raise DisconnectedError("this connection was closed")
+        await self._back.wait()
+
+    def _reply(self, responder: str) -> str:
+        return subjects.reply(
+            responder, self._identity, self._connection, f"{next(self._serial):x}"
+        )
+
+    def _on_reply(self, message: Message) -> None:
+        waiter = self._waiting.get(message.subject)
+        if waiter is None:
+            self.dropped += 1  # too late, or not from the node that was asked
+        else:
+            waiter.arrived(message.data)
+
+
+class MemoryHistory:
+    """`mesh.ports.History` in a list; `available` is whether JetStream answers."""
+
+    def __init__(self, bus: MemoryBus | None = None) -> None:
+        self._bus = bus
+        self.prepared = False
+        self.available = True
+        self.stored: list[HistoryRecord] = []
+        self._seen: dict[tuple[str, str, int, str], int] = {}
+
+    async def prepare(self) -> None:
+        self._check()
+        self.prepared = True
+
+    async def append(self, record: HistoryRecord, *, timeout_s: float) -> int:
+        self._check()
+        key = (record.node, record.id, record.attempt, record.state)
+        if key not in self._seen:
+            self.stored.append(record)
+            self._seen[key] = len(self.stored)
+            if self._bus is not None:
+                self._bus.publish(
+                    subjects.history(record.node, record.action, record.state),
+                    codec.encode(record),
+                )
+        return self._seen[key]
+
+    async def last_sequence(self, *, timeout_s: float = 2.0) -> int:
+        self._check()
+        return len(self.stored)
+
+    async def read(
+        self, after: int, limit: int, *, timeout_s: float = 5.0
+    ) -> tuple[list[tuple[int, HistoryRecord]], int]:
+        self._check()
+        numbered = list(enumerate(self.stored, start=1))[after : after + limit]
+        return numbered, after + len(numbered)
+
+    def _check(self) -> None:
+        if not self.available:
+            raise UnavailableError("JetStream does not answer")

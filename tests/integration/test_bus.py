@@ -1,0 +1,331 @@
+"""The hardened client against a real broker: every way plain nats-py was seen to die or lie."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import pytest_asyncio
+
+import mesh.adapters.nats.bus as bus_module
+from mesh.adapters.clock import SystemClock
+from mesh.adapters.nats.bus import NatsBus
+from mesh.config import NatsConfig
+from mesh.errors import (
+    DeadlineExceededError,
+    DisconnectedError,
+    InvalidError,
+    NoRespondersError,
+    OverloadedError,
+    TooLargeError,
+    UnauthorizedError,
+)
+from mesh.runtime.serving import Responder
+
+
+@pytest_asyncio.fixture
+async def connect(broker):
+    opened = []
+
+    async def make(identity="crm", user="node", **settings):
+        config = NatsConfig(servers=[broker.url], **settings)
+        made = await NatsBus.connect(identity, config, **broker.login(user))
+        opened.append(made)
+        return made
+
+    yield make
+    for bus in opened:
+        await bus.close()
+
+
+async def echo_on(bus, node="crm"):
+    """Answer every request to `node` with its own payload; returns what was received."""
+    received = []
+
+    def answer(message):
+        received.append(message.data)
+        bus.publish(message.reply, message.data)
+
+    await bus.subscribe(f"mesh.v1.rpc.{node}.*.*", answer)
+    return received
+
+
+async def ask(bus, payload=b"hello", node="crm", timeout_s=2.0):
+    subject = f"mesh.v1.rpc.{node}.echo.{bus.identity}"
+    return await bus.request(subject, payload, responder=node, timeout_s=timeout_s)
+
+
+async def until(condition, within_s=10.0):
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 (the condition is the other process's)
+            await asyncio.sleep(0.01)
+
+
+async def test_request_gets_its_reply(connect):
+    await echo_on(await connect())
+    assert await ask(await connect("ops")) == b"hello"
+
+
+async def test_nobody_there_is_known_at_once(connect):
+    ops = await connect("ops")
+    began = time.monotonic()
+    with pytest.raises(NoRespondersError):
+        await ask(ops, node="nobody", timeout_s=5)
+    assert time.monotonic() - began < 1
+
+
+async def test_silence_ends_at_the_timeout_and_leaves_nothing_behind(connect):
+    crm, ops = await connect(), await connect("ops")
+    await crm.subscribe("mesh.v1.rpc.crm.*.*", lambda _message: None)
+    with pytest.raises(DeadlineExceededError, match="100 ms"):
+        await ask(ops, timeout_s=0.1)
+    assert ops._waiting == {}
+
+
+async def test_cancelled_request_leaves_nothing_behind(connect):
+    crm, ops = await connect(), await connect("ops")
+    await crm.subscribe("mesh.v1.rpc.crm.*.*", lambda _message: None)
+    task = asyncio.create_task(ask(ops))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ops._waiting == {}
+
+
+async def test_reply_of_a_node_that_was_not_asked_is_dropped(connect):
+    crm, ops = await connect(), await connect("ops")
+
+    def as_another(message):
+        crm.publish(message.reply.replace(".re.crm.", ".re.evil."), b"forged")
+
+    await crm.subscribe("mesh.v1.rpc.crm.*.*", as_another)
+    with pytest.raises(DeadlineExceededError):
+        await ask(ops, timeout_s=0.2)
+    assert ops.dropped == 1
+
+
+async def test_two_connections_of_one_identity_do_not_hear_each_other(connect):
+    crm, one, two = await connect(), await connect("ops"), await connect("ops")
+    await echo_on(crm)
+    await asyncio.gather(*(ask(bus, b"%d" % n) for n in range(20) for bus in (one, two)))
+    assert (one.dropped, two.dropped) == (0, 0)
+
+
+async def test_late_pong_does_not_kill_the_read_loop(broker, connect):
+    """nats-py 2.16: a PONG after its flush timed out ends the read loop, silently."""
+    await echo_on(await connect())
+    ops = await connect("ops")
+    broker.pause()
+    with pytest.raises(DeadlineExceededError):
+        await ops.flush(timeout_s=0.2)
+    broker.resume()
+    assert await ask(ops) == b"hello"
+
+
+async def test_raising_handler_is_counted_and_harms_nobody(connect):
+    crm, ops = await connect(), await connect("ops")
+
+    def bad(_message):
+        raise ZeroDivisionError
+
+    await crm.subscribe("mesh.v1.evt.bad.*", bad)
+    await echo_on(crm)
+    ops.publish("mesh.v1.evt.bad.x", b"")
+    assert await ask(ops) == b"hello"
+    assert crm._client.handler_failures == 1
+
+
+async def test_raising_connection_listener_harms_nobody(broker, connect):
+    crm, ops = await connect(), await connect("ops")
+    await echo_on(crm)
+
+    def bad(_connected):
+        raise ZeroDivisionError
+
+    crm.on_connection(bad)
+    broker.kill()
+    await until(lambda: not (crm.connected or ops.connected))
+    broker.start()
+    await until(lambda: crm.connected and ops.connected)
+    assert await ask(ops) == b"hello"
+
+
+async def test_error_from_the_broker_means_log_in_again_not_close(connect):
+    """nats-py closes for good on any -ERR, for example a payload that is too large."""
+    crm, ops = await connect(), await connect("ops")
+    await echo_on(crm)
+    states = []
+    ops.on_connection(states.append)
+    huge = 3 * 1024 * 1024
+    ops._client.write(b"PUB mesh.v1.evt.x.y %d\r\n" % huge + b"x" * huge + b"\r\n")
+    await until(lambda: states == [False, True])
+    assert await ask(ops) == b"hello"
+
+
+async def test_headers_count_towards_the_limit(connect):
+    """nats-py checks the payload alone; the broker then hangs up."""
+    ops = await connect("ops")
+    limit = ops._client.max_payload
+    assert limit == 2 * 1024 * 1024
+    with pytest.raises(TooLargeError, match=str(limit)):
+        await ops.request_broker(
+            "mesh.v1.history.a.b.c", b"x" * limit, timeout_s=1, headers={"Nats-Msg-Id": "1"}
+        )
+    with pytest.raises(TooLargeError):
+        ops.publish("mesh.v1.evt.crm.x", b"x" * (limit + 1))
+    assert ops.connected
+
+
+async def test_nothing_asked_in_an_outage_is_executed_after_it(broker, connect):
+    """nats-py keeps requests for later and sends them minutes after their callers gave up."""
+    crm, ops = await connect(), await connect("ops")
+    received = await echo_on(crm)
+    broker.kill()
+    await until(lambda: not ops.connected)
+    with pytest.raises(DisconnectedError):
+        ops.publish("mesh.v1.rpc.crm.echo.ops", b"stale")
+    with pytest.raises(DisconnectedError):
+        await ask(ops, b"stale", timeout_s=0.2)
+    broker.start()
+    await until(lambda: crm.connected and ops.connected)
+    assert await ask(ops, b"fresh") == b"fresh"
+    assert received == [b"fresh"]
+
+
+async def test_request_waits_for_a_broker_that_is_back_in_time(broker, connect):
+    crm, ops = await connect(), await connect("ops")
+    await echo_on(crm)
+    broker.kill()
+    await until(lambda: not ops.connected)
+    waiting = asyncio.create_task(ask(ops, timeout_s=10))
+    broker.start()
+    try:
+        assert await waiting == b"hello"
+    except NoRespondersError:  # we were back before the node was: honest, and over at once
+        await until(lambda: crm.connected)
+        assert await ask(ops) == b"hello"
+
+
+async def test_request_in_flight_fails_when_the_broker_goes_not_at_its_timeout(broker, connect):
+    crm, ops = await connect(), await connect("ops")
+    await crm.subscribe("mesh.v1.rpc.crm.*.*", lambda _message: None)
+    waiting = asyncio.create_task(ask(ops, timeout_s=30))
+    await asyncio.sleep(0.1)
+    broker.kill()
+    began = time.monotonic()
+    with pytest.raises(DisconnectedError):
+        await waiting
+    assert time.monotonic() - began < 5
+
+
+async def test_comes_back_after_more_failures_than_nats_py_allows(broker, connect, monkeypatch):
+    """nats-py gives up after 60 attempts and is then closed for good."""
+    monkeypatch.setattr(bus_module, "_LAST_RETRY_S", 0.002)
+    monkeypatch.setattr(bus_module, "_FIRST_RETRY_S", 0.001)
+    await echo_on(await connect())
+    ops = await connect("ops")
+    tried = 0
+    delay = ops._delay
+
+    def counted(attempt):
+        nonlocal tried
+        tried += 1
+        return delay(attempt)
+
+    monkeypatch.setattr(ops, "_delay", counted)
+    broker.kill()
+    await until(lambda: tried > 100)
+    broker.start()
+    await until(lambda: ops.connected)
+    await asyncio.sleep(0.1)
+    assert await ask(ops) == b"hello"
+
+
+async def test_half_open_connection_is_noticed(broker, connect):
+    ops = await connect("ops", ping_interval_s=0.1)
+    broker.pause()
+    await until(lambda: not ops.connected, within_s=5)
+    broker.resume()
+    await until(lambda: ops.connected)
+
+
+async def test_slow_handlers_do_not_hold_each_other_up(connect):
+    """nats-py runs callbacks of a subscription one at a time."""
+    crm, ops = await connect(), await connect("ops")
+    responder = Responder(crm, SystemClock(), name="crm", max_parallel=10, max_queued=10)
+    gate = asyncio.Barrier(10)
+
+    async def all_together(_caller):
+        await gate.wait()
+        return b"done"
+
+    await crm.subscribe(
+        "mesh.v1.rpc.crm.*.*", lambda message: responder.serve(message, all_together)
+    )
+    assert await asyncio.gather(*(ask(ops, timeout_s=5) for _ in range(10))) == [b"done"] * 10
+
+
+async def test_congestion_is_refused_not_buffered_without_bound(broker, connect):
+    ops = await connect("ops", max_pending_bytes=65_536)
+    broker.pause()
+    payload = b"x" * 1_000_000
+
+    async def flood():
+        for _ in range(100):
+            ops.publish("mesh.v1.evt.ops.x", payload)
+            await asyncio.sleep(0)
+
+    with pytest.raises(OverloadedError):
+        await flood()
+    broker.resume()
+    await ops.flush()
+
+
+async def test_subject_cannot_smuggle_a_command(connect):
+    ops = await connect("ops")
+    for subject in ("mesh.v1.x 5\r\nhello\r\nPUB y", "a b", "a\tb"):
+        with pytest.raises(InvalidError):
+            ops.publish(subject, b"")
+
+
+@pytest.mark.parametrize("identity", ["*", ">", "a.b", "a b", "", "x" * 65])
+async def test_identity_that_widens_a_subscription_is_refused(broker, identity):
+    with pytest.raises(InvalidError):
+        await NatsBus.connect(identity, NatsConfig(servers=[broker.url]), **broker.login("node"))
+
+
+async def test_wrong_password_says_so(broker):
+    with pytest.raises(UnauthorizedError, match="refused the login"):
+        await NatsBus.connect(
+            "ops", NatsConfig(servers=[broker.url]), user="operator", password="wrong"
+        )
+
+
+async def test_no_broker_says_what_to_do_and_shows_no_password():
+    config = NatsConfig(servers=["nats://me:secret@127.0.0.1:1"])
+    with pytest.raises(DisconnectedError, match="mesh-agent up") as caught:
+        await NatsBus.connect("ops", config)
+    assert "secret" not in str(caught.value)
+
+
+async def test_gather_takes_every_answer_of_the_window(connect):
+    asker = await connect("ops")
+    for name in ("a", "b"):
+        bus = await connect(name)
+        await bus.subscribe(
+            "$SRV.PING", lambda message, bus=bus: bus.publish(message.reply, bus.identity.encode())
+        )
+    answers = await asker.gather("$SRV.PING", b"", responder="srv", window_s=0.5)
+    assert sorted(answers) == [b"a", b"b"]
+    assert await asker.gather("$SRV.NOBODY", b"", responder="srv", window_s=5) == []
+
+
+async def test_unsubscribed_is_unheard(connect):
+    crm, ops = await connect(), await connect("ops")
+    subscription = await crm.subscribe("mesh.v1.rpc.crm.*.*", lambda _message: None)
+    await subscription.unsubscribe()
+    await crm.flush()
+    with pytest.raises(NoRespondersError):
+        await ask(ops)

@@ -1,0 +1,128 @@
+"""A mesh that answers from memory, where `meshctl` connects, for tests of words and forms."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, Self
+
+import msgspec
+
+from mesh import messages
+from mesh.errors import MeshError, NotFoundError
+from mesh.types import ActionState, Health
+
+START = 1_767_323_045_000  # 2026-01-02T03:04:05Z
+
+
+def record(slug: str, **fields: Any) -> messages.NodeRecord:
+    known = {
+        "id": f"id-{slug}",
+        "slug": slug,
+        "name": slug.upper(),
+        "health": Health.HEALTHY,
+        "last_ping_at": START,
+        "response_time_ms": 1.25,
+        "capabilities": ["search", "actions"],
+    }
+    return messages.NodeRecord(**(known | fields))
+
+
+class FakeMesh:
+    """Records what it is asked; answers with what the test put into it."""
+
+    def __init__(self, *nodes: messages.NodeRecord) -> None:
+        self.records = list(nodes)
+        self.calls: list[tuple[str, Any]] = []
+        self.ping_errors: dict[str, MeshError] = {}
+        self.action_errors: dict[str, MeshError] = {}
+        self.outcomes: dict[str, Any] = {}
+        self.failure: MeshError | None = None
+        self.found: messages.SearchResult | None = None
+        self.page = messages.HistoryPage(actions=[], total=0)
+        self.probed: messages.NodeRecord | None = None
+
+    async def __aenter__(self) -> Self:
+        if self.failure is not None:
+            raise self.failure
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def routes(self) -> SimpleNamespace:
+        return SimpleNamespace(nodes={node.slug: node for node in self.records})
+
+    def named(self, name: str) -> list[Any]:
+        return [arguments for call, arguments in self.calls if call == name]
+
+    async def nodes(self, *, node="", status=None, type=""):  # noqa: A002
+        self.calls.append(("nodes", {"node": node, "status": status, "type": type}))
+        if node:
+            for known in self.records:
+                if node in {known.slug, known.id}:
+                    return messages.NodeList(nodes=[known])
+            raise NotFoundError(f"unknown node {node!r}")
+        return messages.NodeList(nodes=self.records)
+
+    async def register_node(self, node):
+        self.calls.append(("register", node))
+        made = record("crm", name=node.name, url=node.url, weight=node.weight)
+        return messages.NodeRegistered(node=made, api_key="key-of-the-node")
+
+    async def update_node(self, node, change):
+        self.calls.append(("update", (node, change)))
+        return record(node)
+
+    async def remove_node(self, node):
+        self.calls.append(("remove", node))
+        return record(node)
+
+    async def probe_node(self, node):
+        self.calls.append(("probe", node))
+        return self.probed or record(node)
+
+    async def stats(self):
+        return messages.NodeStats(
+            total=3,
+            active=2,
+            inactive=1,
+            error=0,
+            healthy=2,
+            avg_response_time_ms=2.345,
+            by_type={"child": 3},
+            by_health={"healthy": 2, "unreachable": 1},
+            collections=4,
+            documents=1234,
+        )
+
+    async def ping(self, node, *, timeout_s=1.0):
+        self.calls.append(("ping", (node, timeout_s)))
+        if node in self.ping_errors:
+            raise self.ping_errors[node]
+        return messages.PingResult(node=node, incarnation=1), 1.234
+
+    async def search(self, query, **options):
+        self.calls.append(("search", {"query": query, **options}))
+        assert self.found is not None
+        return self.found
+
+    async def run_action(self, action, params, *, node=None, id=None, timeout_s=None):  # noqa: A002
+        asked = {"action": action, "params": params, "node": node, "id": id, "timeout_s": timeout_s}
+        self.calls.append(("action", asked))
+        for name in (action, node or ""):
+            if name in self.action_errors:
+                raise self.action_errors[name]
+        result = self.outcomes.get(action, {"changed": len(params.get("documents", []))})
+        return messages.ActionResult(
+            id=id or "made-id",
+            node=node or "crm",
+            action=action,
+            state=ActionState.SUCCEEDED,
+            result=msgspec.Raw(msgspec.json.encode(result)),
+            duration_ms=12.5,
+        )
+
+    async def history(self, **query):
+        self.calls.append(("history", query))
+        return self.page

@@ -1,0 +1,194 @@
+"""Actions under crashes at every step, an absent history and lost acknowledgements.
+
+What must hold: an effect happens only after `accepted` is in the stream; an effect that may not be
+repeated happens at most once; the same id answers the same; whoever got an answer finds its outcome in
+the stream; once all is well again nothing accepted is without an outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import hypothesis.strategies as st
+from action_world import Crashed, Disk, MemoryHistory, MemoryJournal, Process, Stream
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+import mesh.runtime.executor as executor_module
+from mesh.errors import ConflictError, MeshError, UnavailableError
+from mesh.runtime.executor import Executor
+from mesh.runtime.sdk import ActionSpec
+from mesh.types import ActionState
+from mesh.wire import codec
+from mesh.wire.messages import ActionRequest, ActionResult
+
+IDS = st.sampled_from("abc")
+NAMES = st.sampled_from(["once", "again"])
+
+
+class FakeClock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        self.now += 0.001
+        return self.now
+
+    def unix_ms(self):
+        return int(self.monotonic() * 1000)
+
+    async def sleep(self, _seconds):
+        await asyncio.sleep(0)
+
+
+class ExecutorMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.disk, self.stream, self.clock = Disk(), Stream(), FakeClock()
+        self.effects = Counter()
+        self.unannounced = []
+        self.refused = set()
+        self.answers = {}
+        self.process = Process()
+        self.executor = None
+        self.up()
+
+    def teardown(self):
+        self.loop.run_until_complete(self.executor.stop())
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.close()
+
+    def up(self, crash_at=None):
+        self.process = Process(crash_at)
+
+        def acting(name):
+            async def effect(params, context):
+                self.process.step()
+                if not self.stream.accepted(context.id) or context.id in self.refused:
+                    self.unannounced.append(context.id)
+                self.effects[context.id, name] += 1
+                self.process.step()
+                return {"value": params["value"]}
+
+            return ActionSpec(name, effect, idempotent=name == "again")
+
+        actions = {name: acting(name) for name in ("once", "again")}
+        self.executor = Executor(
+            "crm",
+            actions,
+            journal=MemoryJournal(self.disk, self.process),
+            history=MemoryHistory(self.stream, self.process),
+            clock=self.clock,
+            default_timeout_s=5,
+        )
+        try:
+            self.loop.run_until_complete(self.executor.start())
+        except Crashed:
+            self.restart()
+
+    def restart(self, crash_at=None):
+        old, self.process.alive = self.executor, False
+
+        async def bury():
+            tasks = [*old._running.values(), *([old._recorder] if old._recorder else [])]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        try:
+            self.loop.run_until_complete(bury())
+        except Crashed:
+            pass
+        self.up(crash_at)
+
+    async def submit_one(self, action_id, name, value):
+        request = ActionRequest(id=action_id, action=name, params={"value": value})
+        # A caller has patience for so many turns of the loop, then hangs up.
+        task = asyncio.ensure_future(self.executor.execute(request, "ops"))
+        for _ in range(200):
+            await asyncio.sleep(0)
+            if task.done():
+                break
+        else:
+            task.cancel()
+        return await task
+
+    @rule(action_id=IDS, name=NAMES, value=st.integers(0, 1))
+    def submit(self, action_id, name, value):
+        self.refused.discard(action_id)
+        known = self.answers.get(action_id)
+        try:
+            reply = self.loop.run_until_complete(self.submit_one(action_id, name, value))
+        except (Crashed, asyncio.CancelledError):
+            if not self.process.alive:
+                self.restart()
+            return
+        except ConflictError:
+            assert known is None or known[0] != (name, value)
+            return
+        except UnavailableError as error:
+            assert "nothing was run" in str(error)
+            self.refused.add(action_id)
+            return
+        try:
+            result = codec.result_of(reply, ActionResult)
+        except MeshError as error:
+            outcome = ("error", error.kind)
+        else:
+            outcome = ("ok", bytes(result.result))
+            assert self.stream.outcomes(action_id)[-1].state is ActionState.SUCCEEDED
+            assert self.effects[action_id, name] >= 1
+        if known is not None:
+            assert known[0] == (name, value), "the same id took other parameters"
+            assert known[1] == outcome, "the same id answered differently"
+        self.answers[action_id] = ((name, value), outcome)
+        assert self.stream.outcomes(action_id), "answered without an outcome in history"
+
+    @rule(crash_at=st.integers(1, 12))
+    def crash_later(self, crash_at):
+        self.process.crash_at = self.process.steps + crash_at
+
+    @rule()
+    def crash_now(self):
+        self.restart()
+
+    @rule(crash_at=st.integers(1, 8))
+    def crash_while_starting(self, crash_at):
+        self.restart(crash_at)
+
+    @rule(away=st.booleans(), deaf=st.booleans())
+    def history_changes(self, away, deaf):
+        self.stream.away, self.stream.deaf = away, deaf
+
+    @precondition(lambda self: self.stream.records)
+    @rule()
+    def all_is_well_again(self):
+        self.stream.away = self.stream.deaf = False
+        self.restart()
+
+        async def settle():
+            for _ in range(2000):
+                await asyncio.sleep(0)
+                if not self.executor._running and not await self.executor._journal.unrecorded():
+                    return
+
+        self.loop.run_until_complete(settle())
+        for record in self.stream.records:
+            assert self.stream.outcomes(record.id), f"{record.id} was accepted and never ended"
+
+    @invariant()
+    def nothing_runs_unannounced(self):
+        assert not self.unannounced
+
+    @invariant()
+    def what_may_not_be_repeated_is_not(self):
+        for (action_id, name), count in self.effects.items():
+            if name == "once":
+                assert count <= 1, f"{action_id} took effect {count} times"
+
+
+executor_module.log = executor_module.log.bind()  # quiet: pytest captures it
+TestExecutor = ExecutorMachine.TestCase
+TestExecutor.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)

@@ -1,0 +1,322 @@
+"""The rules of health, case by case. Times are in heartbeat intervals of one second."""
+
+from __future__ import annotations
+
+import pytest
+
+from mesh.config import HealthConfig
+from mesh.core import failure_detector as fd
+from mesh.core.failure_detector import (
+    BeatEchoed,
+    BrokerFound,
+    BrokerLost,
+    Effect,
+    FailureDetector,
+    HeartbeatReceived,
+    NodeDraining,
+    NodeForgotten,
+    NodeKnown,
+    NodeStopped,
+    ProbeAnswered,
+    ProbeFailed,
+    ProbeNode,
+    SetBlind,
+    SetHealth,
+    Tick,
+)
+from mesh.types import Health
+
+FIRST_LIFE, SECOND_LIFE = 100, 200
+
+
+class World:
+    """A detector and a clock; the master hears its own echo unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.detector = FailureDetector(HealthConfig())
+        self.now = 1000.0
+        self.sequence = 0
+        self.health: dict[str, tuple[Health, str]] = {}
+        self.tell(BeatEchoed())
+
+    def tell(self, event: fd.Event) -> list[Effect]:
+        effects = self.detector.handle(event, self.now)
+        for effect in effects:
+            if isinstance(effect, SetHealth):
+                self.health[effect.node] = (effect.health, effect.reason)
+        return effects
+
+    def beat(self, life: int = FIRST_LIFE, **flags: object) -> list[Effect]:
+        self.sequence += 1
+        return self.tell(HeartbeatReceived("a", life, self.sequence, **flags))
+
+    def wait(self, seconds: float, *, echo: bool = True) -> list[Effect]:
+        """Let time pass in ticks of 0.1 s, with an echo every second."""
+        effects: list[Effect] = []
+        for step in range(round(seconds * 10)):
+            self.now += 0.1
+            if echo and step % 10 == 0:
+                effects += self.tell(BeatEchoed())
+            effects += self.tell(Tick())
+        return effects
+
+    def healthy(self) -> World:
+        self.beat()
+        self.tell(ProbeAnswered("a", FIRST_LIFE))
+        assert self.health["a"] == (Health.HEALTHY, "")
+        return self
+
+    @property
+    def of_a(self) -> Health:
+        return self.health["a"][0]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_new_life_is_suspect_and_probed_at_once_and_healthy_on_its_answer(world):
+    assert world.beat() == [SetHealth("a", Health.SUSPECT, fd.STARTED), ProbeNode("a")]
+    assert world.tell(ProbeAnswered("a", FIRST_LIFE)) == [SetHealth("a", Health.HEALTHY, "")]
+
+
+def test_silence_makes_it_suspect_and_probed_then_unreachable(world):
+    world.healthy()
+    assert world.wait(1.4) == []
+    assert world.wait(0.2) == [
+        SetHealth("a", Health.SUSPECT, fd.BEATS_MISSING),
+        ProbeNode("a"),
+    ]
+    world.tell(ProbeFailed("a", no_responders=False))
+    assert world.of_a is Health.SUSPECT, "a probe without an answer is not yet proof"
+    effects = world.wait(1.5)
+    assert SetHealth("a", Health.UNREACHABLE, fd.SILENT) in effects
+    assert world.of_a is Health.UNREACHABLE
+
+
+def test_suspect_and_nobody_listening_is_unreachable_at_once(world):
+    world.healthy()
+    world.wait(1.6)
+    assert world.tell(ProbeFailed("a", no_responders=True)) == [
+        SetHealth("a", Health.UNREACHABLE, fd.NOBODY_LISTENS)
+    ]
+
+
+def test_a_beat_in_time_heals_a_suspect(world):
+    world.healthy()
+    world.wait(1.6)
+    assert world.beat() == [SetHealth("a", Health.HEALTHY, "")]
+
+
+def test_beats_without_a_serving_connection_are_unreachable_until_a_probe_is_answered(world):
+    world.healthy()
+    world.tell(ProbeFailed("a", no_responders=True))
+    probes = 0
+    for _ in range(5):
+        effects = world.beat() + world.wait(1)
+        assert world.of_a is Health.UNREACHABLE
+        probes += effects.count(ProbeNode("a"))
+        world.tell(ProbeFailed("a", no_responders=True))
+    assert 4 <= probes <= 6, "probed again, about once per interval"
+    assert world.tell(ProbeAnswered("a", FIRST_LIFE)) == [SetHealth("a", Health.HEALTHY, "")]
+
+
+def test_one_that_was_unreachable_is_probed_on_its_first_beat_and_healthy_on_the_answer(world):
+    world.healthy()
+    world.wait(4)
+    assert world.of_a is Health.UNREACHABLE
+    assert ProbeNode("a") in world.beat()
+    assert world.of_a is Health.UNREACHABLE
+    world.tell(ProbeAnswered("a", FIRST_LIFE))
+    assert world.of_a is Health.HEALTHY
+
+
+def test_lag_stalls_and_its_end_heals_without_a_probe(world):
+    world.healthy()
+    assert world.beat(lag_s=2.5) == [SetHealth("a", Health.STALLED, fd.LAGGING)]
+    assert world.beat(lag_s=0.01) == [SetHealth("a", Health.HEALTHY, "")]
+
+
+def test_a_stalled_node_is_not_evicted_when_probes_time_out(world):
+    world.healthy()
+    for _ in range(10):
+        world.beat(lag_s=5)
+        world.wait(1)
+        world.tell(ProbeFailed("a", no_responders=False))
+        assert world.of_a is Health.STALLED
+
+
+def test_overload_and_draining_are_told_by_the_node(world):
+    world.healthy()
+    world.beat(overloaded=True)
+    assert world.of_a is Health.OVERLOADED
+    world.beat(overloaded=True, draining=True)
+    assert world.of_a is Health.DRAINING
+    world.beat()
+    assert world.of_a is Health.HEALTHY
+
+
+def test_an_announced_drain_does_not_wait_for_the_next_beat(world):
+    world.healthy()
+    world.tell(NodeDraining("a", FIRST_LIFE - 1))
+    assert world.of_a is Health.HEALTHY, "that was an older life"
+    world.tell(NodeDraining("a", FIRST_LIFE))
+    assert world.of_a is Health.DRAINING
+
+
+def test_a_goodbye_is_final_for_that_life(world):
+    world.healthy()
+    assert world.tell(NodeStopped("a", FIRST_LIFE)) == [
+        SetHealth("a", Health.UNREACHABLE, fd.STOPPED)
+    ]
+    # its heartbeats come over another connection, and may be late
+    assert world.beat() == []
+    assert world.tell(ProbeAnswered("a", FIRST_LIFE)) == []
+    assert ProbeNode("a") not in world.wait(5)
+    assert ProbeNode("a") in world.beat(SECOND_LIFE)
+    world.tell(ProbeAnswered("a", SECOND_LIFE))
+    assert world.of_a is Health.HEALTHY
+
+
+def test_an_older_life_and_an_old_sequence_change_nothing(world):
+    world.healthy()
+    world.beat(SECOND_LIFE)
+    world.tell(ProbeAnswered("a", SECOND_LIFE))
+    assert world.beat(FIRST_LIFE, lag_s=9) == []
+    assert world.tell(NodeStopped("a", FIRST_LIFE)) == []
+    assert world.tell(HeartbeatReceived("a", SECOND_LIFE, 1, lag_s=9)) == []
+    world.wait(1.4)
+    world.beat(FIRST_LIFE)
+    world.wait(0.2)
+    assert world.of_a is Health.SUSPECT, "a beat of the older life is no sign of this one"
+
+
+def test_an_answer_of_an_older_life_does_not_clear_a_new_one(world):
+    world.beat(SECOND_LIFE)
+    assert world.tell(ProbeAnswered("a", FIRST_LIFE)) == []
+    assert world.of_a is Health.SUSPECT
+
+
+def test_a_restart_is_probed_even_while_it_was_healthy(world):
+    world.healthy()
+    assert world.beat(SECOND_LIFE) == [
+        SetHealth("a", Health.SUSPECT, fd.STARTED),
+        ProbeNode("a"),
+    ]
+
+
+def test_a_node_that_answers_but_does_not_beat_stays_suspect_and_is_asked_again(world):
+    world.healthy()
+    for _ in range(6):
+        effects = world.wait(1)
+        if ProbeNode("a") in effects:
+            world.tell(ProbeAnswered("a", FIRST_LIFE))
+    assert world.of_a is Health.SUSPECT
+    world.wait(3.1)
+    assert world.of_a is Health.UNREACHABLE
+
+
+def test_everybody_silent_with_the_echo_is_death(world):
+    world.healthy()
+    world.tell(HeartbeatReceived("b", 1, 1))
+    world.tell(ProbeAnswered("b", 1))
+    world.wait(4)
+    assert {health for health, _ in world.health.values()} == {Health.UNREACHABLE}
+
+
+def test_everybody_silent_without_the_echo_is_blindness(world):
+    world.healthy()
+    effects = world.wait(10, echo=False)
+    assert effects.count(SetBlind(True)) == 1  # noqa: FBT003
+    assert world.of_a is not Health.UNREACHABLE
+    assert world.detector.blind
+
+
+def test_sight_gives_everybody_a_fresh_grace_period(world):
+    world.healthy()
+    world.wait(10, echo=False)
+    effects = world.tell(BeatEchoed())
+    assert effects[0] == SetBlind(False)  # noqa: FBT003
+    assert world.of_a is Health.HEALTHY
+    world.wait(1.4)
+    assert world.of_a is Health.HEALTHY
+    world.wait(1.8)
+    assert world.of_a is Health.UNREACHABLE
+
+
+def test_a_lost_broker_blinds_at_once_and_a_found_one_needs_the_echo(world):
+    world.healthy()
+    assert world.tell(BrokerLost()) == [SetBlind(True)]  # noqa: FBT003
+    assert world.tell(BeatEchoed()) == [], "left over from before"
+    assert world.tell(ProbeFailed("a", no_responders=True)) == []
+    assert world.tell(BrokerFound()) == []
+    assert world.detector.blind
+    assert SetBlind(False) in world.tell(BeatEchoed())  # noqa: FBT003
+
+
+def test_a_pause_of_the_master_itself_kills_nobody(world):
+    """Everything that was sent meanwhile lies in the socket: the old echo is read first."""
+    world.healthy()
+    world.now += 30
+    world.tell(BeatEchoed())
+    world.tell(Tick())
+    assert world.of_a is Health.HEALTHY
+    world.beat()
+    world.wait(1)
+    assert world.of_a is Health.HEALTHY
+
+
+def test_what_is_learnt_blind_counts_once_sight_returns(world):
+    world.healthy()
+    world.tell(BrokerLost())
+    assert world.beat(SECOND_LIFE) == []
+    world.tell(BrokerFound())
+    assert ProbeNode("a") in world.tell(BeatEchoed())
+    assert world.of_a is Health.SUSPECT
+
+
+def test_nothing_is_declared_before_the_first_echo():
+    detector = FailureDetector(HealthConfig())
+    assert detector.handle(HeartbeatReceived("a", 1, 1), 0.0) == []
+    assert ProbeNode("a") in detector.handle(BeatEchoed(), 0.1)
+
+
+def test_a_registered_node_that_beats_on_is_probed_and_back(world):
+    """A master that restarts finds the node in the life it knew."""
+    world.tell(NodeKnown("a", FIRST_LIFE))
+    assert world.wait(5) == []
+    assert ProbeNode("a") in world.beat(FIRST_LIFE)
+    assert world.of_a is Health.UNREACHABLE
+    world.tell(ProbeAnswered("a", FIRST_LIFE))
+    assert world.of_a is Health.HEALTHY
+
+
+def test_a_registered_node_ignores_a_life_older_than_the_last(world):
+    world.tell(NodeKnown("a", SECOND_LIFE))
+    assert world.beat(FIRST_LIFE) == []
+
+
+def test_a_forgotten_node_is_gone(world):
+    world.healthy()
+    world.tell(NodeForgotten("a"))
+    assert world.wait(5) == []
+    assert world.tell(ProbeFailed("a", no_responders=True)) == []
+    assert world.tell(ProbeAnswered("a", FIRST_LIFE)) == []
+
+
+def test_beats_tells_whom_a_routine_ping_makes_sense_for(world):
+    assert not world.detector.beats("a", world.now)
+    world.healthy()
+    assert world.detector.beats("a", world.now)
+    world.wait(1.6)
+    assert not world.detector.beats("a", world.now)
+
+
+def test_the_clock_may_begin_at_zero():
+    detector = FailureDetector(HealthConfig())
+    detector.handle(BeatEchoed(), 0.0)
+    detector.handle(HeartbeatReceived("a", 1, 1), 0.0)
+    assert SetHealth("a", Health.HEALTHY, "") in detector.handle(ProbeAnswered("a", 1), 0.0)
+    detector.handle(BeatEchoed(), 1.0)
+    assert detector.handle(Tick(), 1.4) == []

@@ -1,0 +1,248 @@
+"""The detector against a simulated mesh: nodes that beat, stall, lose their serving connection,
+hang, die and come back, a broker that comes and goes, and messages of lives long over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from mesh.config import HealthConfig
+from mesh.core import failure_detector as fd
+from mesh.core.failure_detector import FailureDetector
+from mesh.types import Health
+
+NODES = ("a", "b", "c")
+TICK = 0.1
+CONFIG = HealthConfig()
+INTERVAL = CONFIG.heartbeat_interval_s
+SUSPECT = CONFIG.suspect_after_intervals * INTERVAL
+UNREACHABLE = CONFIG.unreachable_after_intervals * INTERVAL
+SLACK = 2 * TICK
+PROBE_TIMEOUT = 0.5
+
+
+@dataclass
+class Simulated:
+    """A node as it really is; `silent_s` is what the master could have noticed of its silence."""
+
+    life: int = 0
+    running: bool = False
+    hung: bool = False
+    serving: bool = True
+    sequence: int = 0
+    next_beat: float = 0.0
+    silent_s: float = float("inf")
+    well_s: float = 0.0
+    probe_due: float | None = None
+
+
+class Mesh(RuleBasedStateMachine):
+    """Time goes on in ticks; in between, things happen to nodes and to the broker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detector = FailureDetector(CONFIG)
+        self.now = 0.0
+        self.nodes = {name: Simulated() for name in NODES}
+        self.health: dict[str, Health] = {}
+        self.connected = True
+        self.delivering = True
+        self.blind = True
+        self.next_echo = 0.0
+        self.lives = 0
+
+    # -- what happens --------------------------------------------------------------------------
+
+    @initialize()
+    def one_is_there(self) -> None:
+        self.start("a")
+        self.pass_time(3)
+
+    @rule(name=st.sampled_from(NODES))
+    def start(self, name: str) -> None:
+        """Also a restart without a goodbye."""
+        self.lives += 1
+        self.nodes[name] = Simulated(
+            life=self.lives, running=True, next_beat=self.now, silent_s=0.0
+        )
+
+    @rule(name=st.sampled_from(NODES))
+    def kill(self, name: str) -> None:
+        self.nodes[name].running = False
+
+    @rule(name=st.sampled_from(NODES))
+    def hang(self, name: str) -> None:
+        self.nodes[name].hung = True
+
+    @rule(name=st.sampled_from(NODES))
+    def go_on(self, name: str) -> None:
+        node = self.nodes[name]
+        node.hung = False
+        node.next_beat = max(node.next_beat, self.now)
+
+    @rule(name=st.sampled_from(NODES), serving=st.booleans())
+    def serving_connection(self, name: str, serving: bool) -> None:
+        self.nodes[name].serving = serving
+
+    @rule(name=st.sampled_from(NODES))
+    def say_goodbye(self, name: str) -> None:
+        node = self.nodes[name]
+        if node.running and not node.hung and self.reachable:
+            node.running = False
+            self.tell(fd.NodeStopped(name, node.life))
+
+    @rule(name=st.sampled_from(NODES), back=st.integers(1, 3), lag=st.booleans())
+    def an_older_life_speaks(self, name: str, back: int, lag: bool) -> None:
+        """A message that was long on its way must change nothing at all."""
+        node = self.nodes[name]
+        if not self.reachable or node.life == 0 or node.sequence == 0:
+            return
+        before = dict(self.health)
+        stale = node.life - back
+        for event in (
+            fd.HeartbeatReceived(name, stale, 10**6, lag_s=9.0 if lag else 0.0),
+            fd.NodeStopped(name, stale),
+            fd.NodeDraining(name, stale),
+            fd.ProbeAnswered(name, stale),
+            fd.HeartbeatReceived(name, node.life, node.sequence, lag_s=9.0, draining=True),
+        ):
+            effects = self.detector.handle(event, self.now)
+            assert effects == [], (event, effects)
+        assert self.health == before
+
+    @rule()
+    @precondition(lambda self: self.connected)
+    def broker_dies(self) -> None:
+        self.connected = False
+        self.tell(fd.BrokerLost())
+
+    @rule()
+    @precondition(lambda self: not self.connected)
+    def broker_returns(self) -> None:
+        self.connected = True
+        self.next_echo = self.now
+        self.tell(fd.BrokerFound())
+
+    @rule()
+    def network_breaks(self) -> None:
+        """Nothing arrives, and no connection notices."""
+        self.delivering = False
+
+    @rule()
+    def network_heals(self) -> None:
+        self.delivering = True
+
+    @rule(ticks=st.integers(1, 60))
+    def pass_time(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self.tick()
+
+    # -- the world -----------------------------------------------------------------------------
+
+    @property
+    def reachable(self) -> bool:
+        return self.connected and self.delivering
+
+    def tick(self) -> None:
+        self.now += TICK
+        if self.reachable and self.now >= self.next_echo:
+            self.next_echo = self.now + INTERVAL
+            self.tell(fd.BeatEchoed())
+        for name, node in self.nodes.items():
+            self.live(name, node)
+        self.tell(fd.Tick())
+        for node in self.nodes.values():
+            sighted = not self.detector.blind
+            node.silent_s = node.silent_s + TICK if sighted else 0.0
+
+    def live(self, name: str, node: Simulated) -> None:
+        if node.running and not node.hung and self.now >= node.next_beat:
+            node.next_beat = self.now + INTERVAL
+            if self.reachable:
+                node.sequence += 1
+                node.silent_s = 0.0
+                self.tell(fd.HeartbeatReceived(name, node.life, node.sequence, lag_s=0.01))
+        if node.probe_due is not None:
+            self.answer(name, node)
+        node.well_s = node.well_s + TICK if self.well(node) else 0.0
+
+    def well(self, node: Simulated) -> bool:
+        acts = node.running and not node.hung and node.serving and node.sequence > 0
+        return acts and self.reachable and not self.blind
+
+    def answer(self, name: str, node: Simulated) -> None:
+        assert node.probe_due is not None
+        if not self.reachable:
+            if self.now >= node.probe_due:
+                node.probe_due = None
+                self.tell(fd.ProbeFailed(name, no_responders=False))
+        elif not node.running or not node.serving:
+            node.probe_due = None
+            self.tell(fd.ProbeFailed(name, no_responders=True))
+        elif not node.hung:
+            node.probe_due = None
+            node.silent_s = 0.0
+            self.tell(fd.ProbeAnswered(name, node.life))
+        elif self.now >= node.probe_due:
+            node.probe_due = None
+            self.tell(fd.ProbeFailed(name, no_responders=False))
+
+    def tell(self, event: fd.Event) -> None:
+        was_blind = self.detector.blind
+        for effect in self.detector.handle(event, self.now):
+            match effect:
+                case fd.SetBlind(blind):
+                    assert blind is not self.blind, "told twice"
+                    self.blind = blind
+                case fd.SetHealth(name, health, _):
+                    assert not self.blind, f"{name} declared {health} while blind"
+                    self.health[name] = health
+                case fd.ProbeNode(name):
+                    assert not self.blind, "probed while blind"
+                    node = self.nodes[name]
+                    node.probe_due = node.probe_due or self.now + PROBE_TIMEOUT
+        if isinstance(event, fd.BrokerLost):
+            assert self.blind or was_blind
+
+    # -- what must hold ------------------------------------------------------------------------
+
+    @invariant()
+    def it_knows_whether_it_sees(self) -> None:
+        assert self.blind is self.detector.blind
+        if not self.connected:
+            assert self.blind
+
+    @invariant()
+    def who_beats_and_answers_is_healthy(self) -> None:
+        """A beat to be seen, at most a running probe to end, and a probe of its own."""
+        for name, node in self.nodes.items():
+            if self.well(node) and node.well_s > 2 * INTERVAL + PROBE_TIMEOUT + SLACK:
+                assert self.health.get(name) is Health.HEALTHY, (name, node)
+
+    @invariant()
+    def who_is_silent_is_unreachable(self) -> None:
+        for name, node in self.nodes.items():
+            if name in self.health and not self.blind and node.sequence == 0 and node.life:
+                continue  # this life has not been heard: the one before it is judged
+            if name in self.health and not self.blind and node.silent_s > UNREACHABLE + SLACK:
+                assert self.health[name] is Health.UNREACHABLE, (name, node)
+
+    @invariant()
+    def silence_is_suspect_in_time(self) -> None:
+        for name, node in self.nodes.items():
+            if name in self.health and not self.blind and node.silent_s > SUSPECT + SLACK:
+                assert self.health[name] is not Health.HEALTHY, (name, node)
+
+
+Mesh.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestMesh = Mesh.TestCase
