@@ -86,6 +86,7 @@ def run(options: Options, work: Callable[[MeshClient], Awaitable[T]]) -> T:
 
     Raises:
         NotReachableError: No mesh there.
+        NoMasterError: A broker with nothing on it.
         MeshError: Of the login or the work.
     """
     _configure_logs(options)
@@ -96,6 +97,8 @@ def run(options: Options, work: Callable[[MeshClient], Awaitable[T]]) -> T:
                 client = await stack.enter_async_context(connect(options))
             except (UnavailableError, DeadlineExceededError, StateError) as error:
                 raise NotReachableError(str(error)) from error
+            if not client.routes.nodes and not client.routes.epoch:
+                raise NoMasterError("neither a master nor a node answers on this mesh")
             return await work(client)
 
     import asyncio  # a third of what --help would cost

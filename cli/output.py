@@ -71,8 +71,6 @@ def plain(value: Any) -> Any:
     """Messages as built-in types with every field present, so that JSON keeps its shape."""
     import msgspec
 
-    if isinstance(value, msgspec.Raw):
-        return msgspec.json.decode(value)
     if isinstance(value, msgspec.Struct):
         return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, enum.Enum):

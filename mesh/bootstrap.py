@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import importlib
+import logging
 import random
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -158,6 +160,11 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
     async def _open(self) -> MeshClient:
         from mesh.runtime.client import MeshClient
 
+        if not structlog.is_configured():  # the application's choice, where it made one
+            structlog.configure(
+                wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+                logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+            )
         nats = resolve_nats(
             self._config.nats,
             url=self._url,
@@ -203,7 +210,7 @@ async def node(declared: Node, config: MeshConfig, *, data_dir: Path) -> AsyncIt
     from mesh.adapters.embedders import load_embedder
     from mesh.adapters.lance import LanceDocuments
     from mesh.adapters.nats.history import JetStreamHistory
-    from mesh.adapters.sql import SqlJournal
+    from mesh.adapters.sql.journal import SqlJournal
     from mesh.runtime.node import NodeServer
 
     slug = slug_of(declared.name)
@@ -257,7 +264,7 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
         StateError: The folder or the database cannot be used.
     """
     from mesh.adapters.nats.history import JetStreamHistory
-    from mesh.adapters.sql import SqlRegistry
+    from mesh.adapters.sql.registry import SqlRegistry
     from mesh.runtime.master import Master
 
     clock = clocks.SystemClock()

@@ -1,7 +1,7 @@
 """A node's disk and the history stream in memory, with crashes at any step.
 
-Both pass the same contract tests as the real ones; a `Process` stands for one life of a node: once it
-has crashed, nothing it does reaches disk or stream any more.
+Both pass the same contract tests as the real ones; a `Process` stands for one life of a node: once
+it has crashed, nothing it does reaches disk or stream any more.
 """
 
 from __future__ import annotations

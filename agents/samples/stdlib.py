@@ -95,8 +95,13 @@ def _documents(module: str, entry: _Entry) -> Iterator[dict[str, Any]]:
 
 def _read(module: str) -> Iterator[_Entry]:
     library = Path(sysconfig.get_path("stdlib"))
-    single = library / f"{module}.py"
-    for file in [single] if single.is_file() else sorted((library / module).rglob("*.py")):
+    single, twin = library / f"{module}.py", library / f"_py{module}.py"
+    if single.is_file():
+        yield from _parsed(module, single)
+        if twin.is_file():  # what is done in C where possible, with the same docstrings
+            yield from _parsed(module, twin)
+        return
+    for file in sorted((library / module).rglob("*.py")):
         parts = file.relative_to(library).with_suffix("").parts
         if parts[-1] == "__init__":
             parts = parts[:-1]
@@ -200,7 +205,8 @@ def _docstring(value: object) -> str:
 
 
 def _asked_signature(value: Any) -> str:
-    with contextlib.suppress(ValueError, TypeError):
+    # Some C modules state defaults that do not evaluate.
+    with contextlib.suppress(AttributeError, NameError, SyntaxError, TypeError, ValueError):
         signature = inspect.signature(value)
         names = [name for name in signature.parameters if name not in {"self", "type"}]
         kept = [signature.parameters[name] for name in names]

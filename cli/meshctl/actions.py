@@ -14,8 +14,7 @@ from cli.output import NOTHING, STATE_STYLES, Column, now_ms, number, plain, pri
 from mesh.types import ActionState
 
 if TYPE_CHECKING:
-    from mesh import MeshClient
-    from mesh.wire.messages import ActionInfo, ActionResult, NodeRecord
+    from mesh import MeshClient, messages
 
 app = typer.Typer()
 
@@ -68,7 +67,7 @@ def list_actions(
     )
 
 
-def offers(nodes: Sequence[NodeRecord]) -> list[Offered]:
+def offers(nodes: Sequence[messages.NodeRecord]) -> list[Offered]:
     """Actions by name; nodes whose actions share a name but not a meaning stand apart."""
     found: dict[tuple[str, bool, bool, str], Offered] = {}
     for node in nodes:
@@ -77,11 +76,11 @@ def offers(nodes: Sequence[NodeRecord]) -> list[Offered]:
     return sorted(found.values(), key=lambda offer: (not offer.builtin, offer.name, offer.nodes))
 
 
-def _key(action: ActionInfo) -> tuple[str, bool, bool, str]:
+def _key(action: messages.ActionInfo) -> tuple[str, bool, bool, str]:
     return action.name, action.builtin, action.idempotent, action.description
 
 
-def _offered(action: ActionInfo) -> Offered:
+def _offered(action: messages.ActionInfo) -> Offered:
     return Offered(
         name=action.name,
         builtin=action.builtin,
@@ -112,7 +111,7 @@ def run_action(
     run = session.of(context)
     given = arguments.parameters(params)
 
-    async def work(client: MeshClient) -> ActionResult:
+    async def work(client: MeshClient) -> messages.ActionResult:
         target = None if node is None else await connection.slug_of(client, node)
         return await client.run_action(action, given, node=target, id=key, timeout_s=timeout)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from mesh.wire.messages import Filter, Scalar
+    from mesh import messages
 
 FLAGS = frozenset({"--json", "--debug"})
 VALUED = frozenset({"--url", "--state-dir", "--creds"})
@@ -95,7 +95,7 @@ def parameters(text: str) -> dict[str, Any]:
     return json_object(text, "--params")
 
 
-def scalar(text: str) -> Scalar:
+def scalar(text: str) -> messages.Scalar:
     """A number or boolean where it looks like one, else the text itself."""
     if text in {"true", "false"}:
         return text == "true"
@@ -106,8 +106,8 @@ def scalar(text: str) -> Scalar:
     return text
 
 
-def _items(text: str, written: str) -> list[Scalar]:
-    values: list[Scalar] = []
+def _items(text: str, written: str) -> list[messages.Scalar]:
+    values: list[messages.Scalar] = []
     at = 0
     while at < len(text) or not values or text[at - 1] == ",":
         found = _ITEM.match(text, at)
@@ -123,7 +123,7 @@ def _items(text: str, written: str) -> list[Scalar]:
     return values
 
 
-def filters(written: Sequence[str]) -> dict[str, Filter]:
+def filters(written: Sequence[str]) -> dict[str, messages.Filter]:
     """`column=value`, `column=a,b,c` and `column>=value`; bounds of one column are joined, and
     quotes make text of what looks like a number.
 
@@ -132,7 +132,7 @@ def filters(written: Sequence[str]) -> dict[str, Filter]:
     """
     from mesh import messages
 
-    exact: dict[str, Filter] = {}
+    exact: dict[str, messages.Filter] = {}
     bounds: dict[str, dict[str, Any]] = {}
     for text in written:
         found = _FILTER.fullmatch(text)

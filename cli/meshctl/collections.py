@@ -20,8 +20,7 @@ from mesh.errors import MeshError, NotFoundError
 
 if TYPE_CHECKING:
     from cli.meshctl.importing import Imported, Progress
-    from mesh import MeshClient
-    from mesh.wire.messages import NodeList
+    from mesh import MeshClient, messages
 
 app = typer.Typer()
 
@@ -199,7 +198,7 @@ def drop(
         raise typer.Exit(codes[0] if len(results) == 1 else ExitCode.FAILED)
 
 
-def holding(answer: NodeList, collection: str) -> list[str]:
+def holding(answer: messages.NodeList, collection: str) -> list[str]:
     """Slugs of the nodes that hold `collection`.
 
     Raises:

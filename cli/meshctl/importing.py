@@ -108,7 +108,7 @@ class Import:
                 timeout_s=_BATCH_TIMEOUT_S,
             )
             node = answer.node  # the one that took the first batch takes them all
-            result: Mapping[str, Any] = _decode(answer.result)
+            result: Mapping[str, Any] = answer.result
             return result
 
         report = await mesh.import_documents(
@@ -153,12 +153,6 @@ def _files(path: Path) -> Iterable[Path]:
     if not path.is_dir():
         return [path]
     return sorted(file for file in path.rglob("*") if file.is_file())
-
-
-def _decode(raw: Any) -> Any:
-    import msgspec
-
-    return msgspec.json.decode(raw)
 
 
 def _encode(value: Any) -> bytes:

@@ -27,8 +27,7 @@ from mesh.errors import DisconnectedError, MeshError
 from mesh.types import Health, Status
 
 if TYPE_CHECKING:
-    from mesh import MeshClient
-    from mesh.wire.messages import NodeRecord
+    from mesh import MeshClient, messages
 
 RECOVERY_WAIT_S = 5.0
 """What a node gets to come back by itself before it is tried again."""
@@ -60,12 +59,12 @@ class Round:
     """What one look at the mesh showed."""
 
     at: int
-    nodes: Sequence[NodeRecord]
+    nodes: Sequence[messages.NodeRecord]
     checks: Mapping[str, Pinged]
     blind: bool = False
     recoveries: list[Recovery] = field(default_factory=list)
 
-    def ailing(self) -> list[NodeRecord]:
+    def ailing(self) -> list[messages.NodeRecord]:
         """Active nodes that are not healthy, or did not answer."""
         return [
             node
@@ -145,7 +144,7 @@ async def look(client: MeshClient) -> Round:
     )
 
 
-async def recover(client: MeshClient, node: NodeRecord) -> Recovery:
+async def recover(client: MeshClient, node: messages.NodeRecord) -> Recovery:
     """Ping a node again and have the master probe it, so that it is routed to as soon as it is
     well.
     """

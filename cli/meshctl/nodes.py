@@ -25,8 +25,7 @@ from mesh.errors import NotFoundError
 from mesh.types import Status
 
 if TYPE_CHECKING:
-    from mesh import MeshClient
-    from mesh.wire.messages import NodeList, NodeRecord
+    from mesh import MeshClient, messages
 
 app = typer.Typer()
 app.command("ping")(ping.ping)
@@ -60,7 +59,7 @@ class SortKey(enum.StrEnum):
     FAILURES = "failures"
 
 
-_SORT_KEYS: Mapping[SortKey, Callable[[NodeRecord], Any]] = {
+_SORT_KEYS: Mapping[SortKey, Callable[[messages.NodeRecord], Any]] = {
     SortKey.NAME: lambda node: node.name.casefold(),
     SortKey.TYPE: lambda node: node.type,
     SortKey.STATUS: lambda node: node.status,
@@ -85,7 +84,7 @@ def list_nodes(
     """Every registered node with its health."""
     run = session.of(context)
 
-    async def nodes(client: MeshClient) -> NodeList:
+    async def nodes(client: MeshClient) -> messages.NodeList:
         return await connection.ask_master(client.nodes(status=status, type=type_))
 
     if watch:
@@ -122,25 +121,25 @@ def _watch(run: Session, nodes: Callable[[MeshClient], Any], sort: SortKey) -> N
         return  # the only way to end it is a good end
 
 
-def warn_if_blind(out: Output, answer: NodeList) -> None:
+def warn_if_blind(out: Output, answer: messages.NodeList) -> None:
     """Say so where health is only what it was."""
     if answer.blind:
         out.warn("the master cannot see the broker right now: health is what it last was")
 
 
-def _sorted(answer: NodeList, sort: SortKey) -> list[NodeRecord]:
+def _sorted(answer: messages.NodeList, sort: SortKey) -> list[messages.NodeRecord]:
     return sorted(answer.nodes, key=_SORT_KEYS[sort])
 
 
-def _as_json(answer: NodeList, sort: SortKey) -> dict[str, Any]:
+def _as_json(answer: messages.NodeList, sort: SortKey) -> dict[str, Any]:
     return {"nodes": _sorted(answer, sort), "blind": answer.blind}
 
 
-def _columns(answer: NodeList) -> Sequence[Column]:
+def _columns(answer: messages.NodeList) -> Sequence[Column]:
     return _COLUMNS if any(node.failures for node in answer.nodes) else _COLUMNS[:-1]
 
 
-def _rows(out: Output, nodes: Sequence[NodeRecord]) -> list[list[str]]:
+def _rows(out: Output, nodes: Sequence[messages.NodeRecord]) -> list[list[str]]:
     with_failures = any(node.failures for node in nodes)
     return [
         [
@@ -204,7 +203,7 @@ def show(context: typer.Context, node: Annotated[str, registration.NODE_ARGUMENT
     warn_if_blind(run.out, answer)
 
 
-def _report(out: Output, node: NodeRecord) -> None:
+def _report(out: Output, node: messages.NodeRecord) -> None:
     out.fields(
         [
             ("ID", node.id),

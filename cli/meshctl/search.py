@@ -13,8 +13,7 @@ from cli.meshctl.arguments import filters
 from cli.output import Output, printable
 
 if TYPE_CHECKING:
-    from mesh import MeshClient
-    from mesh.wire.messages import Hit, SearchResult
+    from mesh import MeshClient, messages
 
 _EXCERPT_CHARS = 200
 _INDENT = "   "
@@ -64,7 +63,7 @@ def search(
     run = session.of(context)
     wanted = filters(filter_ or [])
 
-    async def work(client: MeshClient) -> SearchResult:
+    async def work(client: MeshClient) -> messages.SearchResult:
         slugs = [await connection.slug_of(client, name) for name in node or []]
         return await client.search(
             query,
@@ -88,7 +87,7 @@ def search(
         _show(run.out, answer, query)
 
 
-def _show(out: Output, answer: SearchResult, query: str) -> None:
+def _show(out: Output, answer: messages.SearchResult, query: str) -> None:
     for rank, hit in enumerate(answer.results, start=1):
         _show_hit(out, rank, hit, query)
     if not answer.results:
@@ -102,7 +101,7 @@ def _show(out: Output, answer: SearchResult, query: str) -> None:
             out.line(line)
 
 
-def missing(answer: SearchResult) -> list[str]:
+def missing(answer: messages.SearchResult) -> list[str]:
     """What a partial answer lacks, by shard and node, with the reason of each."""
     shards = answer.shards
     lines = [f"PARTIAL: {shards.total - shards.ok} of {_counted(shards.total, 'shard')} missing"]
@@ -132,7 +131,7 @@ def query_words(query: str) -> re.Pattern[str] | None:
     return re.compile(r"\b(?:" + "|".join(map(re.escape, words)) + r")\w*", re.IGNORECASE)
 
 
-def _show_hit(out: Output, rank: int, hit: Hit, query: str) -> None:
+def _show_hit(out: Output, rank: int, hit: messages.Hit, query: str) -> None:
     place = hit.node if hit.shard == hit.node else f"{hit.node} (shard {hit.shard})"
     where = printable(f"{place}/{hit.collection}")
     heading = f"{rank:>2}. {hit.score:.4f}  {printable(hit.id)}  {where}"

@@ -250,7 +250,7 @@ class RouteFollower:
             self._collecting = order
             self._pages = {}
         self._pages[update.page] = update
-        if len(self._pages) < update.pages:
+        if any(number not in self._pages for number in range(update.pages)):
             return Ignored("more pages are to come")
         return self._replace(update, [node for page in self._pages.values() for node in page.nodes])
 

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import structlog
@@ -255,14 +256,14 @@ class Executor:
 
     async def _attempt(
         self, request: ActionRequest, spec: ActionSpec, context: ActionContext
-    ) -> tuple[ActionState, msgspec.Raw | None, ErrorReply | None]:
+    ) -> tuple[ActionState, Any, ErrorReply | None]:
         timeout_s = spec.timeout_s or self._default_timeout_s
         failed, expired = ActionState.FAILED, ActionState.EXPIRED
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 params = codec.convert(request.params, spec.params)
                 value = await spec.run(params, context)
-            return ActionState.SUCCEEDED, _encoded(value), None
+            return ActionState.SUCCEEDED, _plain(value), None
         except TimeoutError as error:
             if limit.expired():
                 late = DeadlineExceededError(f"{spec.name} did not finish within {timeout_s:g} s")
@@ -385,14 +386,15 @@ def reply_to(outcome: HistoryRecord) -> bytes:
             node=outcome.node,
             action=outcome.action,
             state=outcome.state,
-            result=outcome.result if outcome.result is not None else msgspec.Raw(b"null"),
+            result=outcome.result,
             duration_ms=outcome.duration_ms or 0.0,
             attempt=outcome.attempt,
         )
     )
 
 
-def _encoded(value: object) -> msgspec.Raw:
+def _plain(value: object) -> Any:
+    """A result as whoever asks again gets it: what its JSON says."""
     try:
         encoded = codec.encode(value)
     except (TypeError, ValueError) as error:
@@ -401,7 +403,7 @@ def _encoded(value: object) -> msgspec.Raw:
         raise ActionFailedError(
             f"the action's result has {len(encoded)} bytes, more than {_MOST_RESULT_BYTES}"
         )
-    return msgspec.Raw(encoded)
+    return msgspec.json.decode(encoded)
 
 
 def _authors(error: Exception, context: ActionContext) -> MeshError:

@@ -209,7 +209,7 @@ class NodeServer:
         """
         request = ActionRequest(id=action_id, action=action, params=dict(params))
         outcome = codec.result_of(await self.executor.execute(request, self.slug), ActionResult)
-        return codec.decode(outcome.result, dict[str, Any])
+        return dict(outcome.result)
 
     # -- doors -------------------------------------------------------------------------------------
 

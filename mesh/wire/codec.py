@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any, TypeVar
+from collections.abc import Hashable
+from typing import Any, TypeVar, cast
 
 import msgspec
 
-from mesh.errors import BadRequestError, InvalidError, MeshError, error_class
+from mesh.errors import BadRequestError, InternalError, InvalidError, MeshError, error_class
 from mesh.wire.messages import ErrorReply, OkReply, Reply
 
 T = TypeVar("T")
@@ -22,8 +23,8 @@ _UNKNOWN = re.compile(r"unknown field `([^`]+)`")
 
 
 @functools.cache
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
+def _decoder(kind: Hashable) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(cast("type[Any]", kind))
 
 
 def encode(message: Any) -> bytes:
@@ -39,7 +40,7 @@ def decode(payload: bytes | msgspec.Raw, kind: type[T]) -> T:
         InvalidError: JSON, but not a `kind`; `fields` names what is wrong.
     """
     try:
-        return _decoder(kind).decode(payload)  # type: ignore[no-any-return]
+        return cast("T", _decoder(cast("Hashable", kind)).decode(payload))
     except msgspec.ValidationError as error:
         raise invalid(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -107,7 +108,15 @@ def result_of(payload: bytes, kind: type[T]) -> T:
     Raises:
         MeshError: What the peer answered with, or InternalError for a reply we cannot read.
     """
-    reply = decode(payload, Reply)  # type: ignore[arg-type]
+    reply: OkReply | ErrorReply = _readable(payload, cast("type[OkReply]", Reply))
     if isinstance(reply, ErrorReply):
         raise as_error(reply)
-    return decode(reply.result, kind)
+    return _readable(reply.result, kind)
+
+
+def _readable(payload: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """A peer's reply that we cannot read is its fault, not the caller's."""
+    try:
+        return decode(payload, kind)
+    except (BadRequestError, InvalidError) as error:
+        raise InternalError(f"the reply cannot be read: {error}") from error

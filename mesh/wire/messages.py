@@ -267,7 +267,7 @@ class ActionResult(Wire, frozen=True, kw_only=True, omit_defaults=False):
     node: str
     action: str
     state: ActionState
-    result: msgspec.Raw = msgspec.Raw(b"null")
+    result: Any = None
     duration_ms: float = 0.0
     attempt: int = 1
 
@@ -287,7 +287,7 @@ class HistoryRecord(Wire, frozen=True, kw_only=True):
     params: dict[str, Any] | None = None
     """None: too long for the history; `digest` still tells equal ones."""
     digest: str = ""
-    result: msgspec.Raw | None = None
+    result: Any = None
     error: ErrorReply | None = None
     accepted_at: int = 0
     trace: str = ""

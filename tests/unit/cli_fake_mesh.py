@@ -5,8 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, Self
 
-import msgspec
-
 from mesh import messages
 from mesh.errors import MeshError, NotFoundError
 from mesh.types import ActionState, Health
@@ -37,6 +35,7 @@ class FakeMesh:
         self.action_errors: dict[str, MeshError] = {}
         self.outcomes: dict[str, Any] = {}
         self.failure: MeshError | None = None
+        self.epoch = 1
         self.found: messages.SearchResult | None = None
         self.page = messages.HistoryPage(actions=[], total=0)
         self.probed: messages.NodeRecord | None = None
@@ -51,7 +50,7 @@ class FakeMesh:
 
     @property
     def routes(self) -> SimpleNamespace:
-        return SimpleNamespace(nodes={node.slug: node for node in self.records})
+        return SimpleNamespace(epoch=self.epoch, nodes={node.slug: node for node in self.records})
 
     def named(self, name: str) -> list[Any]:
         return [arguments for call, arguments in self.calls if call == name]
@@ -119,7 +118,7 @@ class FakeMesh:
             node=node or "crm",
             action=action,
             state=ActionState.SUCCEEDED,
-            result=msgspec.Raw(msgspec.json.encode(result)),
+            result=result,
             duration_ms=12.5,
         )
 

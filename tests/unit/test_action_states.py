@@ -25,7 +25,8 @@ records = st.builds(
     params=st.none() | st.dictionaries(st.sampled_from("xy"), st.integers(0, 2), max_size=2),
     digest=st.sampled_from(["", "d", "e"]),
     result=st.none() | st.sampled_from([msgspec.Raw(b"1"), msgspec.Raw(b'{"n":2}')]),
-    error=st.none() | st.builds(ErrorReply, code=st.just(500), kind=st.just("x"), message=st.text()),
+    error=st.none()
+    | st.builds(ErrorReply, code=st.just(500), kind=st.just("x"), message=st.text()),
     accepted_at=st.integers(0, 5),
     trace=st.sampled_from(["", "t"]),
 )

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 
-import msgspec
 import pytest
 from cli_fake_mesh import START, record
 
@@ -20,8 +19,16 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize(
     ("age_s", "words"),
-    [(-5, "now"), (0, "now"), (3, "3 s ago"), (59, "59 s ago"), (60, "1 min ago")]
-    + [(3599, "59 min ago"), (7200, "2 h ago"), (86_400 * 3, "3 d ago")],
+    [
+        (-5, "now"),
+        (0, "now"),
+        (3, "3 s ago"),
+        (59, "59 s ago"),
+        (60, "1 min ago"),
+        (3599, "59 min ago"),
+        (7200, "2 h ago"),
+        (86400 * 3, "3 d ago"),
+    ],
 )
 def test_ages_are_in_the_largest_whole_unit(age_s, words):
     assert ago(START - age_s * 1000, START) == words
@@ -66,7 +73,7 @@ def test_a_document_cannot_steer_the_terminal():
     assert printable("a\x1b[2Jb\n\tc\u202ed") == "a [2Jb c d"
 
 
-def test_json_has_every_field_and_raw_values_inline():
+def test_json_has_every_field():
     shown = plain(record("crm", collections=[messages.CollectionInfo(name="a", shard="s")]))
 
     assert shown["collections"][0]["rows"] == 0, "left out on the wire, present here"
@@ -78,7 +85,7 @@ def test_json_has_every_field_and_raw_values_inline():
         state=ActionState.FAILED,
         caller="ops",
         at=1,
-        result=msgspec.Raw(b'{"a": 1}'),
+        result={"a": 1},
     )
     assert plain(step)["result"] == {"a": 1}
     assert plain(step)["duration_ms"] is None

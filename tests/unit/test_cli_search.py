@@ -147,8 +147,16 @@ def test_what_is_not_said_is_left_to_the_mesh(mesh):
 
 @pytest.mark.parametrize(
     "options",
-    [["--limit", "0"], ["--limit", "101"], ["--mode", "x"], ["--threshold", "2"]]
-    + [["--filter", "x"], ["--require", "most"], ["--strategy", "best"], ["--timeout-ms", "0"]],
+    [
+        ["--limit", "0"],
+        ["--limit", "101"],
+        ["--mode", "x"],
+        ["--threshold", "2"],
+        ["--filter", "x"],
+        ["--require", "most"],
+        ["--strategy", "best"],
+        ["--timeout-ms", "0"],
+    ],
 )
 def test_bad_options_are_refused_before_anything_is_asked(mesh, options):
     assert run(["search", "q", *options]) == 2
@@ -156,10 +164,9 @@ def test_bad_options_are_refused_before_anything_is_asked(mesh, options):
 
 
 def test_an_excerpt_is_cut_at_a_word():
-    text = "word " * 100
-
     assert excerpt("short") == "short"
-    assert excerpt(text) == ("word " * 40).rstrip()[:199].removesuffix("wor").rstrip() + " …"
+    assert excerpt("word " * 100) == ("word " * 39) + "word …"
+    assert excerpt("words " * 100) == ("words " * 32) + "words …"
     assert len(excerpt("x" * 500)) == 202
 
 
@@ -181,3 +188,11 @@ def test_the_querys_words_are_highlighted_on_a_terminal(mesh, monkeypatch):
 def test_words_of_a_query_match_longer_ones_and_never_as_patterns():
     assert query_words("pars. +").findall("Parsing pars.") == ["Parsing", "pars"]
     assert query_words("a + .") is None
+
+
+def test_a_mesh_without_anybody_is_not_reachable_rather_than_empty(mesh, capsys):
+    mesh.records.clear()
+    mesh.epoch = 0
+
+    assert run(["search", "q"]) == 3
+    assert "neither a master nor a node answers" in capsys.readouterr().err

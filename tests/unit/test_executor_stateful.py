@@ -1,13 +1,14 @@
 """Actions under crashes at every step, an absent history and lost acknowledgements.
 
 What must hold: an effect happens only after `accepted` is in the stream; an effect that may not be
-repeated happens at most once; the same id answers the same; whoever got an answer finds its outcome in
-the stream; once all is well again nothing accepted is without an outcome.
+repeated happens at most once; the same id answers the same; whoever got an answer finds its outcome
+in the stream; once all is well again nothing accepted is without an outcome.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 
 import hypothesis.strategies as st
@@ -97,10 +98,8 @@ class ExecutorMachine(RuleBasedStateMachine):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-        try:
+        with contextlib.suppress(Crashed):
             self.loop.run_until_complete(bury())
-        except Crashed:
-            pass
         self.up(crash_at)
 
     async def submit_one(self, action_id, name, value):
@@ -137,7 +136,7 @@ class ExecutorMachine(RuleBasedStateMachine):
         except MeshError as error:
             outcome = ("error", error.kind)
         else:
-            outcome = ("ok", bytes(result.result))
+            outcome = ("ok", result.result)
             assert self.stream.outcomes(action_id)[-1].state is ActionState.SUCCEEDED
             assert self.effects[action_id, name] >= 1
         if known is not None:

@@ -29,6 +29,7 @@ SUSPECT = CONFIG.suspect_after_intervals * INTERVAL
 UNREACHABLE = CONFIG.unreachable_after_intervals * INTERVAL
 SLACK = 2 * TICK
 PROBE_TIMEOUT = 0.5
+PING_EVERY = 5.0
 
 
 @dataclass
@@ -42,7 +43,10 @@ class Simulated:
     sequence: int = 0
     next_beat: float = 0.0
     silent_s: float = float("inf")
+    unbeaten_s: float = float("inf")
     well_s: float = 0.0
+    deaf_s: float = 0.0
+    next_ping: float = 0.0
     probe_due: float | None = None
 
 
@@ -59,6 +63,7 @@ class Mesh(RuleBasedStateMachine):
         self.delivering = True
         self.blind = True
         self.next_echo = 0.0
+        self.unechoed_s = 0.0
         self.lives = 0
 
     # -- what happens --------------------------------------------------------------------------
@@ -73,7 +78,10 @@ class Mesh(RuleBasedStateMachine):
         """Also a restart without a goodbye."""
         self.lives += 1
         self.nodes[name] = Simulated(
-            life=self.lives, running=True, next_beat=self.now, silent_s=0.0
+            life=self.lives,
+            running=True,
+            next_beat=self.now,
+            silent_s=self.nodes[name].silent_s,
         )
 
     @rule(name=st.sampled_from(NODES))
@@ -93,6 +101,13 @@ class Mesh(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NODES), serving=st.booleans())
     def serving_connection(self, name: str, serving: bool) -> None:
         self.nodes[name].serving = serving
+
+    @rule(name=st.sampled_from(NODES))
+    def serving_connection_is_away_for_a_while(self, name: str) -> None:
+        self.nodes[name].serving = False
+        self.pass_time(70)
+        self.nodes[name].serving = True
+        self.pass_time(35)
 
     @rule(name=st.sampled_from(NODES))
     def say_goodbye(self, name: str) -> None:
@@ -128,6 +143,11 @@ class Mesh(RuleBasedStateMachine):
 
     @rule()
     @precondition(lambda self: not self.connected)
+    def an_echo_was_left_over(self) -> None:
+        self.tell(fd.BeatEchoed())
+
+    @rule()
+    @precondition(lambda self: not self.connected)
     def broker_returns(self) -> None:
         self.connected = True
         self.next_echo = self.now
@@ -155,29 +175,42 @@ class Mesh(RuleBasedStateMachine):
 
     def tick(self) -> None:
         self.now += TICK
+        self.unechoed_s += TICK
         if self.reachable and self.now >= self.next_echo:
             self.next_echo = self.now + INTERVAL
+            self.unechoed_s = 0.0
             self.tell(fd.BeatEchoed())
         for name, node in self.nodes.items():
             self.live(name, node)
+            self.ping(name, node)
         self.tell(fd.Tick())
         for node in self.nodes.values():
-            sighted = not self.detector.blind
-            node.silent_s = node.silent_s + TICK if sighted else 0.0
+            node.silent_s = 0.0 if self.blind else node.silent_s + TICK
+            if node.sequence:
+                node.unbeaten_s = 0.0 if self.blind else node.unbeaten_s + TICK
+        self.check_promises()
 
     def live(self, name: str, node: Simulated) -> None:
         if node.running and not node.hung and self.now >= node.next_beat:
             node.next_beat = self.now + INTERVAL
             if self.reachable:
                 node.sequence += 1
-                node.silent_s = 0.0
+                node.silent_s = node.unbeaten_s = 0.0
                 self.tell(fd.HeartbeatReceived(name, node.life, node.sequence, lag_s=0.01))
         if node.probe_due is not None:
             self.answer(name, node)
-        node.well_s = node.well_s + TICK if self.well(node) else 0.0
+        node.well_s = node.well_s + TICK if self.well(node) and node.serving else 0.0
+        node.deaf_s = node.deaf_s + TICK if self.well(node) and not node.serving else 0.0
+
+    def ping(self, name: str, node: Simulated) -> None:
+        """The routine ping of nodes that beat."""
+        if self.now >= node.next_ping and self.detector.beats(name, self.now):
+            node.next_ping = self.now + PING_EVERY
+            node.probe_due = node.probe_due or self.now + PROBE_TIMEOUT
 
     def well(self, node: Simulated) -> bool:
-        acts = node.running and not node.hung and node.serving and node.sequence > 0
+        """It beats, and the master could see it."""
+        acts = node.running and not node.hung and node.sequence > 0
         return acts and self.reachable and not self.blind
 
     def answer(self, name: str, node: Simulated) -> None:
@@ -204,9 +237,10 @@ class Mesh(RuleBasedStateMachine):
                 case fd.SetBlind(blind):
                     assert blind is not self.blind, "told twice"
                     self.blind = blind
-                case fd.SetHealth(name, health, _):
+                case fd.SetHealth(name, health, reason):
                     assert not self.blind, f"{name} declared {health} while blind"
                     self.health[name] = health
+                    self.check(reason, event, self.nodes[name])
                 case fd.ProbeNode(name):
                     assert not self.blind, "probed while blind"
                     node = self.nodes[name]
@@ -214,22 +248,47 @@ class Mesh(RuleBasedStateMachine):
         if isinstance(event, fd.BrokerLost):
             assert self.blind or was_blind
 
+    def check(self, reason: str, event: fd.Event, node: Simulated) -> None:
+        """No false death: it takes silence, a goodbye, or the broker's word that nobody listens."""
+        match reason:
+            case fd.BEATS_MISSING:
+                assert node.unbeaten_s > SUSPECT - SLACK, node
+            case fd.SILENT:
+                assert node.silent_s > UNREACHABLE - SLACK, node
+            case fd.NOBODY_LISTENS:
+                assert isinstance(event, fd.ProbeFailed), event
+                assert event.no_responders
+            case fd.STOPPED:
+                assert isinstance(event, (fd.NodeStopped, fd.BeatEchoed)), event
+
     # -- what must hold ------------------------------------------------------------------------
 
     @invariant()
+    def check_promises(self) -> None:
+        self.it_knows_whether_it_sees()
+        self.who_beats_and_answers_is_healthy()
+        self.who_beats_but_does_not_listen_is_unreachable()
+        self.who_is_silent_is_unreachable()
+        self.silence_is_suspect_in_time()
+
     def it_knows_whether_it_sees(self) -> None:
         assert self.blind is self.detector.blind
-        if not self.connected:
+        if not self.connected or self.unechoed_s > SUSPECT + SLACK:
             assert self.blind
 
-    @invariant()
     def who_beats_and_answers_is_healthy(self) -> None:
         """A beat to be seen, at most a running probe to end, and a probe of its own."""
         for name, node in self.nodes.items():
-            if self.well(node) and node.well_s > 2 * INTERVAL + PROBE_TIMEOUT + SLACK:
+            long = 2 * INTERVAL + PROBE_TIMEOUT + SLACK
+            if self.well(node) and node.serving and node.well_s > long:
                 assert self.health.get(name) is Health.HEALTHY, (name, node)
 
-    @invariant()
+    def who_beats_but_does_not_listen_is_unreachable(self) -> None:
+        for name, node in self.nodes.items():
+            long = PING_EVERY + INTERVAL + PROBE_TIMEOUT + SLACK
+            if self.well(node) and not node.serving and node.deaf_s > long:
+                assert self.health.get(name) is Health.UNREACHABLE, (name, node)
+
     def who_is_silent_is_unreachable(self) -> None:
         for name, node in self.nodes.items():
             if name in self.health and not self.blind and node.sequence == 0 and node.life:
@@ -237,12 +296,11 @@ class Mesh(RuleBasedStateMachine):
             if name in self.health and not self.blind and node.silent_s > UNREACHABLE + SLACK:
                 assert self.health[name] is Health.UNREACHABLE, (name, node)
 
-    @invariant()
     def silence_is_suspect_in_time(self) -> None:
         for name, node in self.nodes.items():
             if name in self.health and not self.blind and node.silent_s > SUSPECT + SLACK:
                 assert self.health[name] is not Health.HEALTHY, (name, node)
 
 
-Mesh.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+Mesh.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestMesh = Mesh.TestCase

@@ -64,9 +64,8 @@ def test_what_people_look_up_is_in_with_its_text(stdlib, name, words):
 
 
 def test_a_signature_stands_in_the_title_without_the_first_argument(stdlib):
-    assert stdlib["datetime.datetime.fromisoformat"]["title"] == (
-        "datetime.datetime.fromisoformat(date_string)"
-    )
+    title = stdlib["datetime.datetime.fromisoformat"]["title"]
+    assert title == "datetime.datetime.fromisoformat(date_string)"
     assert stdlib["json.loads"]["title"].startswith("json.loads(s, *, cls=None")
 
 

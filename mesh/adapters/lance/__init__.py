@@ -11,8 +11,9 @@
 
 import os
 
-# LanceDB warns on every hybrid query; the variable is read when its library loads.
+# Else LanceDB writes warnings about itself to stderr; the variables are read when it loads.
 os.environ.setdefault("LANCE_LOG", "error")
+os.environ.setdefault("LANCEDB_LOG", "error")
 
 from mesh.adapters.lance.documents import LanceDocuments
 

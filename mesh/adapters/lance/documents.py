@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import lancedb
 import numpy as np
+import structlog
 
 from mesh.adapters.lance import candidates, schema
 from mesh.adapters.lance.candidates import Query
@@ -19,7 +20,7 @@ from mesh.core import documents as rules
 from mesh.core import filters as filter_rules
 from mesh.core import text
 from mesh.core.filters import Condition
-from mesh.errors import InvalidError, StateError
+from mesh.errors import InvalidError, MeshError, StateError, UnavailableError
 from mesh.ports import Clock, Embedder, Written
 from mesh.types import SearchMode
 from mesh.wire.codec import convert
@@ -31,7 +32,11 @@ from mesh.wire.messages import (
     StoredDocument,
 )
 
+T = TypeVar("T")
+
 _MAX_LISTED = 20
+
+_log = structlog.get_logger()
 
 
 class LanceDocuments:
@@ -43,6 +48,8 @@ class LanceDocuments:
         self._making = asyncio.Lock()
         """Held while a collection comes or goes."""
         self._collections: dict[str, Collection] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     @classmethod
     async def open(
@@ -77,6 +84,8 @@ class LanceDocuments:
         for name in await self._table_names():
             if collection := await Collection.open(self._store, name):
                 self._collections[name] = collection
+            else:
+                _log.warning("mesh.documents.half_made_collection_skipped", collection=name)
 
     async def _table_names(self) -> list[str]:
         names: list[str] = []
@@ -118,22 +127,40 @@ class LanceDocuments:
             try:
                 return await found.upsert(distinct, places)
             except ClosedError:
-                if self._collections.get(collection) is found:
-                    raise StateError("the node is stopping") from None
+                if self._closed:
+                    raise self._gone(collection) from None
+                # Dropped meanwhile: this makes it anew, as if it had come after the drop.
 
     async def _obtain(
         self, name: str, documents: Sequence[Document], places: Sequence[str]
     ) -> Collection:
         """The collection, made if there is none; not for documents it would then refuse."""
+        found = self._collections.get(name)
+        if found is not None and not found.closed:
+            return found
+        schema.new_columns(documents, {}, places=places)
+        return await self._to_the_end(self._make(name))
+
+    async def _make(self, name: str) -> Collection:
         async with self._making:
+            if self._closed:
+                raise self._gone(name)
             found = self._collections.get(name)
             if found is None:
-                schema.new_columns(documents, {}, places=places)
                 last = self._catalogue.last_version(name)
                 born = max(self._store.clock.unix_ms(), last)
-                found = await Collection.create(self._store, name, born=born)
+                # Opened, if an earlier attempt failed between the table and its index.
+                found = await Collection.open(self._store, name)
+                found = found or await Collection.create(self._store, name, born=born)
                 self._collections[name] = found
             return found
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Cancelling the caller must not leave a collection half made or half gone."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
 
     async def update(self, collection: str, id: str, fields: Mapping[str, Any]) -> Written:  # noqa: A002
         """Merge fields into one document.
@@ -145,7 +172,7 @@ class LanceDocuments:
         try:
             return await found.update(id, fields)
         except ClosedError:
-            raise self._unknown(collection) from None
+            raise self._gone(collection) from None
 
     async def delete(
         self,
@@ -166,7 +193,7 @@ class LanceDocuments:
         try:
             return await found.delete(ids, filters or {})
         except ClosedError:
-            raise self._unknown(collection) from None
+            raise self._gone(collection) from None
 
     async def drop(self, collection: str) -> None:
         """Remove a collection; also if a crash comes in between, once this began.
@@ -174,6 +201,10 @@ class LanceDocuments:
         Raises:
             InvalidError, StateError
         """
+        self._known(collection)
+        await self._to_the_end(self._drop(collection))
+
+    async def _drop(self, collection: str) -> None:
         async with self._making:
             found = self._known(collection)
             await found.close()
@@ -264,11 +295,12 @@ class LanceDocuments:
             return tuple(await found.fetch(ids)) if ids else ()
         except StateError:
             if found.closed:
-                raise self._unknown(collection) from None
+                raise self._gone(collection) from None
             raise
 
     async def close(self) -> None:
-        """Finish the writes that run."""
+        """Finish the writes that run; those that wait raise UnavailableError."""
+        self._closed = True
         async with self._making:
             await asyncio.gather(*(found.close() for found in self._collections.values()))
             self._store.connection.close()  # type: ignore[no-untyped-call]
@@ -278,6 +310,12 @@ class LanceDocuments:
             return self._collections[collection]
         except KeyError:
             raise self._unknown(collection) from None
+
+    def _gone(self, collection: str) -> MeshError:
+        """The error for work that a drop or the end of the node came before."""
+        if self._closed:
+            return UnavailableError("the node is stopping")
+        return self._unknown(collection)
 
     def _unknown(self, collection: str) -> InvalidError:
         known = sorted(self._collections)

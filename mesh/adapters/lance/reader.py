@@ -39,7 +39,8 @@ class Reader:
         if query.vector is None:
             return None
         search = self._table.query().nearest_to(query.vector).distance_type("cosine")
-        return await self._search(search, chosen, candidates.COLUMNS, query.depth)
+        columns = [*candidates.COLUMNS, "_distance"]
+        return await self._search(search, chosen, columns, query.depth)
 
     async def matching(self, query: Query, chosen: Expr | None) -> pa.Table | None:
         """The text leg's rows, more than `depth`; None if it is not asked.
@@ -51,7 +52,8 @@ class Reader:
             return None
         match: Any = MatchQuery
         search = self._table.query().nearest_to_text(match(" ".join(query.terms), "words"))
-        return await self._search(search, chosen, candidates.COLUMNS, query.depth * 2 + 10)
+        columns = [*candidates.COLUMNS, "_score"]
+        return await self._search(search, chosen, columns, query.depth * 2 + 10)
 
     async def fetch(self, ids: Sequence[str]) -> list[StoredDocument]:
         """Documents in order of the ids; those that are not there are passed over.

@@ -103,8 +103,8 @@ class Collection:
 
     @classmethod
     async def open(cls, store: Store, name: str) -> Self | None:
-        """Open what is there and count its statistics; None if a crash left it half made, which
-        means that nothing in it was acknowledged.
+        """Open what is there and count its statistics; None if it is not there, or a crash left it
+        half made: then nothing in it was acknowledged.
 
         Raises:
             StateError: It cannot be read, or holds vectors or terms that this node does not make.
@@ -115,7 +115,6 @@ class Collection:
             except ValueError as error:
                 if "was not found" not in str(error):
                     raise
-                _log.warning("mesh.documents.half_made_collection_skipped", collection=name)
                 return None
         collection = cls(name, store, table)
         await collection._prepare()

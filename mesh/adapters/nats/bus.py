@@ -32,6 +32,7 @@ from mesh.wire.subjects import PREFIX, token
 
 log = structlog.get_logger()
 
+_GONE = (OSError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)
 _STATUS = b"NATS/1.0 "
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
@@ -188,7 +189,9 @@ class NatsBus:
             if not refused.done():
                 refused.set_result(error)
             return
-        log.warning("mesh.bus.error_reported", error=str(error) or type(error).__name__)
+        # That the broker is gone is told once, by `_lost`; each try to find it is a detail.
+        level = log.debug if isinstance(error, _GONE) else log.warning
+        level("mesh.bus.error_reported", error=str(error) or type(error).__name__)
 
     def _next_server(self, pool: Sequence[Any], _info: Mapping[str, Any]) -> tuple[Any, float]:
         server = min(pool, key=lambda candidate: candidate.reconnects)

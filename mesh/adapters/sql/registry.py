@@ -268,12 +268,12 @@ def _node(row: RowMapping) -> NodeRecord:
 
 
 def _action(record: HistoryRecord) -> Mapping[str, Any]:
-    result = None if record.result is None else bytes(record.result).decode()
+    result = None if record.result is None else msgspec.json.encode(record.result).decode()
     return _fields(record) | {"result": result}
 
 
 def _record(row: RowMapping) -> HistoryRecord:
-    result = None if row["result"] is None else msgspec.Raw(row["result"].encode())
+    result = None if row["result"] is None else msgspec.json.decode(row["result"])
     return HistoryRecord(**dict(row) | {"state": ActionState(row["state"]), "result": result})
 
 

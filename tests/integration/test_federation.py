@@ -1,0 +1,267 @@
+"""Scatter and gather over a real broker, with nodes that answer, hang, lie and leave."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import pytest_asyncio
+
+from mesh.adapters.clock import SystemClock
+from mesh.adapters.nats.bus import NatsBus
+from mesh.config import NatsConfig
+from mesh.core.route_table import RouteTable
+from mesh.errors import InvalidError, OverloadedError, UnavailableError
+from mesh.runtime.caller import Caller
+from mesh.runtime.federation import Federation
+from mesh.types import Health, Status
+from mesh.wire import codec
+from mesh.wire.messages import (
+    Candidate,
+    Candidates,
+    CollectionInfo,
+    FetchRequest,
+    FetchResult,
+    RouteNode,
+    SearchOptions,
+    SearchRequest,
+    ShardHits,
+    StoredDocument,
+)
+
+
+def part(node, *documents, collection="notes"):
+    candidates = [
+        Candidate(
+            id=f"{node}-{number}",
+            cosine=cosine,
+            vector_hit=True,
+            text_hit=True,
+            length=3,
+            tf=[1],
+            hash=f"{node}{number}",
+            content=content,
+        )
+        for number, (content, cosine) in enumerate(documents)
+    ]
+    hits = ShardHits(
+        collection=collection,
+        shard=node,
+        rows=10,
+        tokens=30,
+        df=[len(documents)],
+        fingerprint="f",
+        data_version=1,
+        candidates=candidates,
+    )
+    return Candidates(node=node, terms=["late"], shards=[hits])
+
+
+def route(slug, *, health=Health.HEALTHY, status=Status.ACTIVE, shard=None, collection="notes"):
+    info = CollectionInfo(name=collection, shard=shard or slug, rows=10)
+    return RouteNode(slug=slug, health=health, status=status, collections=[info])
+
+
+class Mesh:
+    """Nodes by script, one client."""
+
+    def __init__(self, broker):
+        self._broker = broker
+        self._buses = []
+        self.asked = []
+
+    async def bus(self, identity, user="node"):
+        config = NatsConfig(servers=[self._broker.url])
+        bus = await NatsBus.connect(identity, config, **self._broker.login(user))
+        self._buses.append(bus)
+        return bus
+
+    async def node(self, slug, answer):
+        """`answer(verb, data)` gives bytes, or None for silence."""
+        bus = await self.bus(slug)
+
+        def handle(message):
+            verb = message.subject.split(".")[4]
+            self.asked.append((slug, verb, message.data))
+            reply = answer(verb, message.data)
+            if reply is not None:
+                bus.publish(message.reply, reply)
+
+        await bus.subscribe(f"mesh.v1.rpc.{slug}.*.*", handle)
+
+    async def search(self, *routes, timeout_ms=800, **options):
+        federation = Federation(
+            Caller(await self.bus("ops", "operator"), SystemClock()), SystemClock()
+        )
+        limit = options.pop("limit", 10)
+        request = SearchRequest(
+            query="late", limit=limit, options=SearchOptions(timeout_ms=timeout_ms, **options)
+        )
+        return await federation.search(request, RouteTable(epoch=1, version=1, nodes=routes))
+
+    async def close(self):
+        for bus in self._buses:
+            await bus.close()
+
+
+@pytest_asyncio.fixture
+async def mesh(shared_broker):
+    made = Mesh(shared_broker)
+    yield made
+    await made.close()
+
+
+def says(found):
+    return lambda _verb, _data: codec.ok(found)
+
+
+async def test_answers_of_all_nodes_are_one_ranking(mesh):
+    await mesh.node("a", says(part("a", ("late a", 0.9), ("late b", 0.1))))
+    await mesh.node("b", says(part("b", ("late c", 0.5))))
+    answer = await mesh.search(route("a"), route("b"))
+    assert [hit.id for hit in answer.results] == ["a-0", "b-0", "a-1"]
+    assert (answer.partial, answer.nodes_searched, answer.count) == (False, 2, 3)
+    assert answer.node_breakdown == {"a": 2, "b": 1}
+    assert (answer.shards.total, answer.shards.ok) == (2, 2)
+
+
+async def test_hung_node_costs_the_others_nothing_and_is_named(mesh):
+    await mesh.node("a", says(part("a", ("late a", 0.9))))
+    await mesh.node("hung", lambda _verb, _data: None)
+    began = time.monotonic()
+    answer = await mesh.search(route("a"), route("hung"), timeout_ms=300)
+    assert time.monotonic() - began < 1
+    assert [hit.id for hit in answer.results] == ["a-0"]
+    assert answer.partial
+    (late,) = [report for report in answer.shards.details if report.status == "timed_out"]
+    assert (late.node, late.reason) == ("hung", "no answer in time")
+
+
+async def test_dead_node_is_named_at_once(mesh):
+    await mesh.node("a", says(part("a", ("late a", 0.9))))
+    began = time.monotonic()
+    answer = await mesh.search(route("a"), route("dead"), timeout_ms=20_000)
+    assert time.monotonic() - began < 5
+    (failed,) = [report for report in answer.shards.details if report.status == "failed"]
+    assert failed.node == "dead"
+    assert "nobody listens" in failed.reason
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"not json",
+        b'{"type":"ok","result":7}',
+        codec.encode(codec.error_reply(OverloadedError("full"))),
+    ],
+    ids=["empty", "junk", "wrong type", "overloaded"],
+)
+async def test_node_that_answers_wrongly_costs_the_others_nothing(mesh, reply):
+    await mesh.node("a", says(part("a", ("late a", 0.9))))
+    await mesh.node("odd", lambda _verb, _data: reply)
+    answer = await mesh.search(route("a"), route("odd"))
+    assert [hit.id for hit in answer.results] == ["a-0"]
+    assert answer.partial
+    assert answer.shards.ok == 1
+
+
+@pytest.mark.parametrize(
+    ("away", "reason"),
+    [
+        ({"health": Health.UNREACHABLE}, "unreachable"),
+        ({"health": Health.STALLED}, "stalled"),
+        ({"health": Health.DRAINING}, "draining"),
+        ({"status": Status.MAINTENANCE}, "maintenance"),
+    ],
+)
+async def test_node_that_may_not_be_asked_is_not_asked_but_named(mesh, away, reason):
+    await mesh.node("a", says(part("a", ("late a", 0.9))))
+    await mesh.node("away", says(part("away", ("late b", 0.8))))
+    answer = await mesh.search(route("a"), route("away", **away))
+    assert {slug for slug, _, _ in mesh.asked} == {"a"}
+    assert answer.partial
+    (failed,) = [report for report in answer.shards.details if report.status == "failed"]
+    assert failed.node == "away"
+    assert reason in failed.reason
+
+
+async def test_one_replica_of_a_shard_is_asked_the_healthy_one(mesh):
+    await mesh.node("a", says(part("a", ("late a", 0.9))))
+    await mesh.node("b", says(part("b", ("late a", 0.9))))
+    answer = await mesh.search(
+        route("a", shard="x", health=Health.UNREACHABLE), route("b", shard="x")
+    )
+    assert not answer.partial
+    assert [slug for slug, _, _ in mesh.asked] == ["b"]
+
+
+async def test_all_holders_away_is_unavailable_not_unknown(mesh):
+    with pytest.raises(UnavailableError, match="unreachable"):
+        await mesh.search(route("a", health=Health.UNREACHABLE))
+
+
+async def test_more_shards_required_than_there_are(mesh):
+    await mesh.node("a", says(part("a", ("late a", 0.9))))
+    with pytest.raises(UnavailableError, match="1 of 2 shards answered, all required"):
+        await mesh.search(route("a"), route("dead"), require="all")
+
+
+@pytest.mark.parametrize(("option", "value"), [("collections", ["nope"]), ("nodes", ["nobody"])])
+async def test_unknown_name_is_refused_with_the_known_ones(mesh, option, value):
+    with pytest.raises(InvalidError) as caught:
+        await mesh.search(route("a"), **{option: value})
+    assert list(caught.value.fields) == [f"options.{option}"]
+    assert ("notes" if option == "collections" else "a") in str(caught.value)
+    assert mesh.asked == []
+
+
+async def test_what_every_node_refuses_is_refused(mesh):
+    refusal = InvalidError("filters.x: unknown column", fields={"filters.x": ["unknown column"]})
+    await mesh.node("a", lambda _verb, _data: codec.encode(codec.error_reply(refusal)))
+    with pytest.raises(InvalidError) as caught:
+        await mesh.search(route("a"), filters={"x": 1})
+    assert list(caught.value.fields) == ["filters.x"]
+
+
+async def test_shard_that_cannot_match_a_filter_is_skipped(mesh):
+    refusal = InvalidError("filters.x: unknown column", fields={"filters.x": ["unknown column"]})
+    await mesh.node("a", says(part("a", ("late a", 0.9))))
+    await mesh.node("b", lambda _verb, _data: codec.encode(codec.error_reply(refusal)))
+    answer = await mesh.search(route("a"), route("b"), filters={"x": 1})
+    assert (answer.partial, answer.shards.skipped, answer.shards.ok) == (False, 1, 1)
+
+
+async def test_empty_mesh_finds_nothing(mesh):
+    answer = await mesh.search()
+    assert (answer.results, answer.partial, answer.shards.total) == ([], False, 0)
+
+
+async def test_long_texts_are_fetched_for_the_final_hits_alone(mesh):
+    found = part("a", (None, 0.9), (None, 0.1))
+
+    def answer(verb, data):
+        if verb == "search":
+            return codec.ok(found)
+        ids = codec.decode(data, FetchRequest).ids
+        return codec.ok(
+            FetchResult(documents=[StoredDocument(id=name, content=f"long {name}") for name in ids])
+        )
+
+    await mesh.node("a", answer)
+    result = await mesh.search(route("a"), limit=1)
+    assert [(hit.id, hit.content) for hit in result.results] == [("a-0", "long a-0")]
+    assert [verb for _, verb, _ in mesh.asked] == ["search", "fetch"]
+
+
+async def test_cancelled_search_leaves_nothing_behind(mesh):
+    await mesh.node("hung", lambda _verb, _data: None)
+    task = asyncio.create_task(mesh.search(route("hung"), timeout_ms=30_000))
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0)
+    ours = [other for other in asyncio.all_tasks() if "_ask" in str(other.get_coro())]
+    assert ours == []

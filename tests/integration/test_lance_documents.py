@@ -1,0 +1,399 @@
+"""Writing: all or nothing, exact statistics, versions that never go back."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from mesh.adapters.clock import SystemClock
+from mesh.adapters.embedders import load_embedder
+from mesh.adapters.lance import LanceDocuments, tidying
+from mesh.core import text
+from mesh.errors import InvalidError, NotFoundError, StateError, UnavailableError
+from mesh.wire.messages import Document
+
+
+async def opened(folder, *, embedder="hash", clock=None):
+    return await LanceDocuments.open(
+        folder, embedder=load_embedder(embedder), shard="s1", clock=clock or SystemClock()
+    )
+
+
+@pytest.fixture
+async def store(tmp_path):
+    documents = await opened(tmp_path / "data")
+    yield documents
+    await documents.close()
+
+
+def doc(id, content="some text", /, **metadata):
+    return Document(id=id, content=content, metadata=metadata)
+
+
+async def stored(documents, collection, ids):
+    return {d.id: (d.content, d.metadata) for d in await documents.fetch(collection, ids)}
+
+
+async def everything(documents, collection):
+    table = await documents._collections[collection]._table.query().to_arrow()
+    return table.to_pylist()
+
+
+async def assert_statistics_exact(documents, collection):
+    """Against a count from nothing but the texts."""
+    rows = await everything(documents, collection)
+    found = documents._collections[collection].statistics
+    counted = Counter(term for row in rows for term in set(text.terms(row["content"])))
+    assert found.rows == len(rows)
+    assert found.tokens == sum(len(text.terms(row["content"])) for row in rows)
+    assert found.terms() == counted
+    assert len({row["id"] for row in rows}) == len(rows)
+
+
+async def test_index_update_delete_fetch(store):
+    first = await store.index("notes", [doc("a", "red apple", n=1), doc("b", "green pear", n=2)])
+    assert first.changed == ("a", "b")
+    assert await stored(store, "notes", ["b", "nope", "a"]) == {
+        "a": ("red apple", {"n": 1}),
+        "b": ("green pear", {"n": 2}),
+    }
+    await assert_statistics_exact(store, "notes")
+
+    second = await store.update("notes", "a", {"content": "blue apple", "n": None, "new": "x"})
+    assert second.changed == ("a",)
+    assert second.data_version > first.data_version
+    assert await stored(store, "notes", ["a"]) == {"a": ("blue apple", {"new": "x"})}
+    await assert_statistics_exact(store, "notes")
+
+    third = await store.delete("notes", ids=["zz", "b", "b"])
+    assert third.changed == ("b",)
+    assert third.data_version > second.data_version
+    assert await store.fetch("notes", ["b"]) == ()
+    await assert_statistics_exact(store, "notes")
+    [info] = store.collections()
+    assert (info.name, info.shard, info.rows) == ("notes", "s1", 1)
+    assert info.data_version == third.data_version
+    assert info.fingerprint == load_embedder("hash").id
+
+
+async def test_equal_documents_are_left_alone(store):
+    first = await store.index("notes", [doc("a", n=1), doc("b")])
+    again = await store.index("notes", [doc("b"), doc("a", n=1)])
+    assert again == ((), first.data_version)
+    assert await store.update("notes", "a", {"n": 1}) == ((), first.data_version)
+    changed = await store.index("notes", [doc("a", n=2), doc("b")])
+    assert changed.changed == ("a",)
+    await assert_statistics_exact(store, "notes")
+
+
+async def test_one_id_twice_in_a_batch_is_one_row_the_last(store):
+    """LanceDB's merge would insert both."""
+    written = await store.index("notes", [doc("a", "old"), doc("b"), doc("a", "new")])
+    assert sorted(written.changed) == ["a", "b"]
+    assert await stored(store, "notes", ["a"]) == {"a": ("new", {})}
+    await assert_statistics_exact(store, "notes")
+
+
+async def test_concurrent_upserts_of_one_new_id_are_one_row(store):
+    """Plain LanceDB makes 16 rows of this and reports no error."""
+    await asyncio.gather(*(store.index("notes", [doc("a", f"text {n}")]) for n in range(16)))
+    assert store.collections()[0].rows == 1
+    await assert_statistics_exact(store, "notes")
+
+
+async def test_a_reader_sees_what_was_acknowledged(store):
+    for number in range(10):
+        await store.index("notes", [doc("a", f"text {number}")])
+        assert await stored(store, "notes", ["a"]) == {"a": (f"text {number}", {})}
+
+
+async def test_a_value_of_another_kind_changes_nothing(store):
+    await store.index("notes", [doc("a", year=2024)])
+    before = store.collections()
+    with pytest.raises(InvalidError) as caught:
+        await store.index("notes", [doc("b", year=1), doc("c", year="soon", color="red")])
+    assert list(caught.value.fields) == ["documents[1].metadata.year"]
+    assert "text in document 'c', but a number" in str(caught.value)
+    with pytest.raises(InvalidError) as caught:
+        await store.update("notes", "a", {"year": True})
+    assert list(caught.value.fields) == ["fields.metadata.year"]
+    assert store.collections() == before
+    assert await stored(store, "notes", ["a", "b", "c"]) == {"a": ("some text", {"year": 2024})}
+    with pytest.raises(InvalidError, match="known: id, year"):
+        await store.delete("notes", filters={"color": "red"})
+
+
+async def test_a_batch_refused_makes_no_collection(store):
+    for documents in (
+        [doc("a", x=1), doc("b", x="1")],
+        [doc("a", " ")],
+        [Document(id="", content="x")],
+        [],
+    ):
+        with pytest.raises(InvalidError):
+            await store.index("notes", documents)
+    assert store.collections() == ()
+
+
+async def test_metadata_of_every_shape_comes_back(store):
+    shapes = {"t": "x", "n": 1, "f": 1.5, "b": True, "z": None, "l": [1, {"a": 2}], "o": {"k": []}}
+    odd = {"with space": 1, "dots.in.it": "x", "ünï": 2, "Case": 1, "case": "x", "id": "mine"}
+    await store.index("notes", [doc("a", **shapes, **odd), doc("b", z="now text", l="now text")])
+    assert (await stored(store, "notes", ["a"]))["a"][1] == shapes | odd
+    deleted = await store.delete("notes", filters={"Case": 1, "case": "x", "t": "x", "z": None})
+    assert deleted.changed == ("a",)
+
+
+async def test_keys_beyond_the_limit_are_kept_but_cannot_be_filtered_by(store):
+    many = {f"k{number:03}": number for number in range(80)}
+    await store.index("notes", [doc("a", **many), doc("b", k079="text, as it is no column")])
+    assert (await stored(store, "notes", ["a"]))["a"][1] == many
+    with pytest.raises(InvalidError):
+        await store.delete("notes", filters={"k070": 70})
+    assert (await store.delete("notes", filters={"k010": 10})).changed == ("a",)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["'", "x' OR '1'='1", '"; DROP TABLE notes; --', "a\\'b", "%", "_", "\x00", "`", "é\n", ",k,"],
+)
+async def test_what_looks_like_sql_is_data(store, hostile):
+    await store.index("notes", [doc("innocent", k="v"), doc(hostile, k=hostile)])
+    found = await stored(store, "notes", [hostile])
+    assert found == {hostile: ("some text", {"k": hostile})}
+    assert (await store.delete("notes", filters={"k": [hostile, "nothing"]})).changed == (hostile,)
+    assert (await store.delete("notes", ids=[hostile])).changed == ()
+    assert store.collections()[0].rows == 1
+
+
+async def test_delete_by_filter(store):
+    await store.index("notes", [doc(f"d{n}", n=n, even=n % 2 == 0) for n in range(10)])
+    assert (await store.delete("notes", filters={"n": {"gte": 8}})).changed == ("d8", "d9")
+    both = await store.delete("notes", ids=["d1", "d2"], filters={"even": True})
+    assert both.changed == ("d2",)
+    missing = await store.delete("notes", filters={"n": [0, None]})
+    assert missing.changed == ("d0",)
+    await assert_statistics_exact(store, "notes")
+
+
+async def test_delete_everything_is_asked_for_with_drop(store):
+    await store.index("notes", [doc("a")])
+    for nothing in ({}, {"ids": []}, {"filters": {}}):
+        with pytest.raises(InvalidError, match="drop the collection"):
+            await store.delete("notes", **nothing)
+
+
+async def test_unknown_collections_and_documents(store):
+    await store.index("notes", [doc("a")])
+    for call in (
+        store.update("mails", "a", {}),
+        store.delete("mails", ids=["a"]),
+        store.drop("mails"),
+        store.fetch("mails", ["a"]),
+    ):
+        with pytest.raises(InvalidError, match="'mails'; known: notes") as caught:
+            await call
+        assert list(caught.value.fields) == ["collection"]
+    with pytest.raises(NotFoundError, match="'zz'"):
+        await store.update("notes", "zz", {"content": "x"})
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a b", ".hidden", "x" * 129, "a*"])
+async def test_names_that_cannot_be(store, name):
+    with pytest.raises(InvalidError) as caught:
+        await store.index(name, [doc("a")])
+    assert list(caught.value.fields) == ["collection"]
+
+
+async def test_names_that_can_be(store, tmp_path):
+    names = ["App.Models.Post", "a-b_c", "x.lance", "9", "A" * 128]
+    for name in names:
+        await store.index(name, [doc("a", name)])
+    await store.close()
+    again = await opened(tmp_path / "data")
+    assert [info.name for info in again.collections()] == sorted(names)
+    for name in names:
+        assert await stored(again, name, ["a"]) == {"a": (name, {})}
+    await again.close()
+
+
+async def test_everything_is_there_after_a_restart(tmp_path):
+    before = await opened(tmp_path / "data")
+    await before.index("notes", [doc(f"d{n}", f"text number {n}", n=n) for n in range(50)])
+    await before.delete("notes", ids=["d3"])
+    await before.update("notes", "d4", {"content": "another", "note": "x"})
+    [old] = before.collections()
+    terms = before._collections["notes"].statistics.terms()
+    await before.close()
+    after = await opened(tmp_path / "data")
+    [new] = after.collections()
+    assert (new.name, new.rows, new.fingerprint) == (old.name, 49, old.fingerprint)
+    assert new.data_version >= old.data_version
+    assert after._collections["notes"].statistics.terms() == terms
+    await assert_statistics_exact(after, "notes")
+    written = await after.index("notes", [doc("new", note="y")])
+    assert written.data_version > new.data_version
+    await after.close()
+
+
+class StoppedClock(SystemClock):
+    def unix_ms(self):
+        return 1_000
+
+
+async def test_data_versions_never_go_back_over_a_drop(tmp_path):
+    """Not even with a clock that stands still, else a cached answer could come back to life."""
+    versions = []
+    for _ in range(3):
+        store = await opened(tmp_path / "data", clock=StoppedClock())
+        for number in range(3):
+            versions.append((await store.index("notes", [doc("a", f"x{number}")])).data_version)
+        await store.drop("notes")
+        assert store.collections() == ()
+        versions.append((await store.index("notes", [doc("b")])).data_version)
+        await store.drop("notes")
+        await store.close()
+    assert versions == sorted(set(versions))
+
+
+async def test_a_drop_cut_short_is_finished_at_the_next_start(tmp_path):
+    store = await opened(tmp_path / "data")
+    written = await store.index("notes", [doc("a")])
+    store._catalogue.begin_drop("notes", written.data_version)
+    await store.close()
+    (next((tmp_path / "data" / "notes.lance" / "data").iterdir())).unlink()
+    again = await opened(tmp_path / "data")
+    assert again.collections() == ()
+    assert not (tmp_path / "data" / "notes.lance").exists()
+    assert (await again.index("notes", [doc("b")])).data_version > written.data_version
+    await again.close()
+
+
+async def test_a_collection_half_made_is_made_anew(tmp_path):
+    (tmp_path / "data" / "notes.lance" / "_versions").mkdir(parents=True)
+    store = await opened(tmp_path / "data")
+    assert store.collections() == ()
+    await store.index("notes", [doc("a")])
+    assert await stored(store, "notes", ["a"]) == {"a": ("some text", {})}
+    await store.close()
+
+
+async def test_another_embedder_is_refused_with_what_to_do(tmp_path):
+    store = await opened(tmp_path / "data")
+    await store.index("notes", [doc("a")])
+    await store.close()
+    with pytest.raises(StateError, match=r"'notes'.*'hash-512/1'.*search\.embedder"):
+        await opened(tmp_path / "data", embedder="wordllama")
+
+
+async def test_another_tokenizer_is_refused_with_what_to_do(tmp_path, monkeypatch):
+    store = await opened(tmp_path / "data")
+    await store.index("notes", [doc("a")])
+    await store.close()
+    embedder = load_embedder("hash")
+    monkeypatch.setattr(type(embedder), "id", embedder.id)
+    monkeypatch.setattr(text, "VERSION", "0")
+    with pytest.raises(StateError, match="another version"):
+        await opened(tmp_path / "data")
+
+
+async def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StateError, match="cannot be used"):
+        await opened(tmp_path / "file")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "catalogue.json").write_text("{")
+    with pytest.raises(StateError, match="restore it"):
+        await opened(tmp_path / "data")
+
+
+async def test_many_single_writes_leave_few_fragments(store):
+    """400 of them made queries 20 times slower; counted, not timed."""
+    for number in range(60):
+        await store.index("notes", [doc(f"d{number}", f"text {number}")])
+    collection = store._collections["notes"]
+    for _ in range(100):
+        fragments = (await collection._table.stats())["fragment_stats"]["num_fragments"]
+        if fragments < tidying.MIN_WRITES:
+            break
+        await asyncio.sleep(0.05)
+    assert fragments < tidying.MIN_WRITES
+    await assert_statistics_exact(store, "notes")
+
+
+async def test_readers_go_on_while_a_table_is_tidied(store):
+    """Forgetting old versions at once would break them."""
+    await store.index("notes", [doc(f"d{n}", f"text {n}") for n in range(50)])
+    table = store._collections["notes"]._table
+    stop = asyncio.Event()
+
+    async def read():
+        count = 0
+        while not stop.is_set():
+            assert len(await store.fetch("notes", ["d1", "d2"])) == 2
+            count += 1
+        return count
+
+    readers = [asyncio.create_task(read()) for _ in range(3)]
+    for number in range(5):
+        await store.index("notes", [doc("x", f"again {number}")])
+        await table.optimize(cleanup_older_than=tidying.GRACE)
+    stop.set()
+    assert all(count > 0 for count in await asyncio.gather(*readers))
+
+
+async def test_a_cancelled_write_happens_or_not_but_statistics_stay_exact(store):
+    await store.index("notes", [doc("a", "first words")])
+    for delay in (0, 0, 0.001, 0.003, 0.006, 0.01, 0.02):
+        task = asyncio.create_task(store.index("notes", [doc("a", f"other words {delay}")]))
+        await asyncio.sleep(delay)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await store.index("notes", [doc("b", f"after {delay}")])
+        await assert_statistics_exact(store, "notes")
+
+
+async def test_a_write_that_fails_after_its_commit_is_found_out(store, monkeypatch):
+    """The driver raises, but the version is there: memory has to follow the disk."""
+    await store.index("notes", [doc("a", "first words")])
+    collection = store._collections["notes"]
+    genuine = type(collection)._committed
+    monkeypatch.setattr(
+        type(collection), "_committed", lambda *_: (_ for _ in ()).throw(OSError("disk"))
+    )
+    with pytest.raises(StateError, match="writing collection 'notes' failed"):
+        await store.index("notes", [doc("b", "second words", fresh=1)])
+    monkeypatch.setattr(type(collection), "_committed", genuine)
+    await assert_statistics_exact(store, "notes")
+    written = await store.index("notes", [doc("c", "third words")])
+    assert written.data_version == store.collections()[0].data_version
+    await assert_statistics_exact(store, "notes")
+
+
+async def test_writes_and_a_drop_at_once(store):
+    """Each write lands in the old collection, which goes, or in a new one: never in neither."""
+    await store.index("notes", [doc("a")])
+    results = await asyncio.gather(
+        *(store.index("notes", [doc(f"d{n}")]) for n in range(5)),
+        store.drop("notes"),
+        *(store.index("notes", [doc(f"e{n}")]) for n in range(5)),
+        return_exceptions=True,
+    )
+    assert [r for r in results if isinstance(r, BaseException)] == []
+    remaining = {row["id"] for row in await everything(store, "notes")}
+    assert {f"e{n}" for n in range(5)} <= remaining
+    assert "a" not in remaining
+    await assert_statistics_exact(store, "notes")
+
+
+async def test_closing_waits_for_writes(tmp_path):
+    store = await opened(tmp_path / "data")
+    await store.index("notes", [doc("a")])
+    writing = asyncio.create_task(store.index("notes", [doc(f"d{n}") for n in range(500)]))
+    await asyncio.sleep(0.005)
+    await store.close()
+    outcome = (await asyncio.gather(writing, return_exceptions=True))[0]
+    again = await opened(tmp_path / "data")
+    rows = again.collections()[0].rows
+    assert rows == (1 if isinstance(outcome, UnavailableError) else 501)
+    await again.close()

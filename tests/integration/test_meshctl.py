@@ -1,0 +1,414 @@
+"""`meshctl` as a person types it, against a broker, a master and two nodes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from processes import BrokerProcess
+
+BIN = Path(sys.executable).parent
+READY_WITHIN_S = 30
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Mesh:
+    """The processes, and `meshctl` pointed at them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.broker = BrokerProcess(folder)
+        self.agents: dict[str, subprocess.Popen[bytes]] = {}
+
+    def environment(self, role: str) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+        return clean | {
+            "MESH_URL": self.broker.url,
+            "MESH_CREDS": str(self.broker.credentials(role)),
+            "MESH_STATE_DIR": str(self.folder / "state"),
+            "MESH_SEARCH__EMBEDDER": "hash",
+        }
+
+    def start(self) -> None:
+        self.broker.start()
+        self.agent("master", "master", "master")
+        for name in ("crm", "kb"):
+            self.node(name)
+        self.until_healthy("crm", "kb")
+
+    def node(self, name: str) -> None:
+        self.agent(name, "node", "run", "--name", name)
+
+    def agent(self, name: str, role: str, *arguments: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.agents[name] = subprocess.Popen(
+                [BIN / "mesh-agent", *arguments],
+                env=self.environment(role),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def until_healthy(self, *names: str) -> None:
+        until = time.monotonic() + READY_WITHIN_S
+        while True:
+            seen = self("nodes", "list", "--json")
+            if seen.code == 0:
+                health = {node["slug"]: node["health"] for node in seen.json["nodes"]}
+                if all(health.get(name) == "healthy" for name in names):
+                    return
+            logs = "".join(log.read_text()[-3000:] for log in self.folder.glob("*.log"))
+            assert time.monotonic() < until, f"{seen}\n{logs}"
+
+    def __call__(self, *arguments: str, stdin: str = "") -> Answer:
+        done = subprocess.run(
+            [BIN / "meshctl", *arguments],
+            env=self.environment("operator"),
+            cwd=self.folder,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def end(self) -> None:
+        for agent in self.agents.values():
+            agent.send_signal(signal.SIGCONT)
+            agent.terminate()
+        for agent in self.agents.values():
+            try:
+                agent.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                agent.kill()
+                agent.wait()
+        self.broker.kill()
+
+
+@pytest.fixture(scope="module")
+def meshctl(tmp_path_factory) -> Iterator[Mesh]:
+    running = Mesh(tmp_path_factory.mktemp("meshctl"))
+    try:
+        running.start()
+        yield running
+    finally:
+        running.end()
+
+
+def documents(count: int, **more: Any) -> str:
+    return "".join(
+        json.dumps({"id": f"d{i}", "content": f"invoice {i} is late", "year": 2000 + i, **more})
+        + "\n"
+        for i in range(count)
+    )
+
+
+def found(answer: Answer) -> list[str]:
+    assert answer.code == 0, answer
+    return [hit["id"] for hit in answer.json["results"]]
+
+
+def eventually(check: Any, *, within_s: float = 5.0) -> Any:
+    """What is told by heartbeats or indexed by masters is there a moment later."""
+    until = time.monotonic() + within_s
+    while not (seen := check()):
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+    return seen
+
+
+def test_the_nodes_are_listed_counted_pinged_and_shown(meshctl):
+    listed = meshctl("nodes", "list")
+    assert listed.code == 0
+    assert [line.split()[1] for line in listed.out.splitlines()[1:]] == ["crm", "kb"]
+    stats = meshctl("nodes", "stats", "--json").json
+    assert (stats["active"], stats["healthy"]) == (2, 2)
+    pinged = meshctl("--json", "nodes", "ping", "--all")
+    assert pinged.code == 0
+    assert all(node["round_trip_ms"] < 1000 for node in pinged.json["nodes"])
+    assert meshctl("nodes", "ping", "crm", "nobody").code == 1
+    node = meshctl("nodes", "show", "crm", "--json").json["node"]
+    assert {action["name"] for action in node["actions"]} >= {"index", "update", "delete", "drop"}
+    by_id = meshctl("nodes", "ping", node["id"], "--json")
+    assert by_id.json["nodes"][0]["node"] == "crm"
+
+
+def test_a_node_is_registered_once_updated_and_removed(meshctl):
+    made = meshctl("nodes", "register", "Shop One", "https://shop.example", "--json")
+    assert made.code == 0, made
+    assert made.json["node"]["slug"] == "shop-one"
+    assert len(made.json["api_key"]) >= 32
+    assert "not shown again" in made.err
+    assert meshctl("nodes", "register", "shop one").code == 2
+    assert meshctl("nodes", "register", "a", "--weight", "0").code == 2
+    assert meshctl("nodes", "register", "b", "ftp://x").code == 2
+
+    changed = meshctl("nodes", "update", "shop-one", "--url", "http://b", "--status", "inactive")
+    assert changed.code == 0, changed
+    shown = meshctl("nodes", "show", made.json["node"]["id"], "--json").json["node"]
+    assert (shown["url"], shown["status"]) == ("http://b", "inactive")
+    assert [
+        node["slug"]
+        for node in meshctl("nodes", "list", "--status", "inactive", "--json").json["nodes"]
+    ] == ["shop-one"]
+
+    assert meshctl("nodes", "remove", "shop-one").code == 2, "nobody to ask"
+    assert meshctl("nodes", "remove", "shop-one", "--yes").code == 0
+    assert meshctl("nodes", "show", "shop-one").code == 2
+    assert meshctl("nodes", "remove", "shop-one", "--yes").code == 2
+
+
+def test_monitor_looks_once(meshctl):
+    seen = meshctl("nodes", "monitor", "--once", "--json")
+
+    assert seen.code == 0
+    assert all(node["ok"] for node in seen.json["nodes"])
+
+
+def test_monitor_ends_well_on_ctrl_c(meshctl):
+    watching = subprocess.Popen(
+        [BIN / "meshctl", "nodes", "monitor", "--interval", "60", "--json"],
+        env=meshctl.environment("operator"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    first = watching.stdout.readline()
+    watching.send_signal(signal.SIGINT)
+    _, errors = watching.communicate(timeout=20)
+
+    assert json.loads(first)["nodes"]
+    assert watching.returncode == 0
+    assert errors == b""
+
+
+def test_a_documents_whole_life_is_in_the_history(meshctl):
+    def act(action: str, **params: Any) -> Answer:
+        body = json.dumps({"collection": "life", **params})
+        return meshctl("actions", "run", action, "--node", "crm", "--params", body, "--json")
+
+    def search(text: str) -> list[str]:
+        return found(meshctl("search", text, "--collection", "life", "--mode", "text", "--json"))
+
+    made = act("index", documents=[{"id": "one", "content": "a purple elephant"}])
+    assert made.code == 0, made
+    assert made.json["result"]["indexed"] == 1
+    eventually(lambda: meshctl("search", "x", "--collection", "life").code == 0)
+    assert search("elephant") == ["one"]
+    assert act("update", id="one", fields={"content": "a purple walrus"}).code == 0
+    assert search("walrus") == ["one"]
+    assert search("elephant") == []
+    assert act("delete", ids=["one"]).code == 0
+    assert search("walrus") == []
+
+    def history() -> list[Any]:
+        page = meshctl("actions", "history", "--node", "crm", "--since", "1h", "--json").json
+        mine = [step for step in page["actions"] if step["params"]["collection"] == "life"]
+        return mine if [step["state"] for step in mine] == ["succeeded"] * 3 else []
+
+    steps = eventually(history)
+    assert [step["action"] for step in steps] == ["delete", "update", "index"]
+    assert {step["caller"] for step in steps} == {"operator"}
+    assert all(step["duration_ms"] > 0 for step in steps)
+    shown = meshctl("actions", "history", "--id", made.json["id"])
+    assert "a purple elephant" in shown.out
+
+
+def test_the_same_key_runs_once(meshctl):
+    def act(text: str) -> Answer:
+        body = json.dumps({"collection": "keyed", "documents": [{"content": text}]})
+        typed = ("actions", "run", "index", "--node", "kb", "--params", "@-", "--key", "k-1")
+        return meshctl(*typed, "--json", stdin=body)
+
+    first, second, other = act("once"), act("once"), act("something else")
+    assert first.code == 0, first
+    assert second.json == first.json
+    assert other.code == 2
+    assert other.json["kind"] == "conflict"
+
+
+def test_import_filter_and_drop(meshctl, tmp_path):
+    file = tmp_path / "notes.jsonl"
+    file.write_text(documents(60) + "oops\n")
+    typed = ("collections", "import", str(file), "-c", "notes", "--node", "crm", "--batch", "25")
+
+    done = meshctl(*typed, "--json")
+    assert done.code == 1, done
+    assert (done.json["documents"], done.json["batches"], done.json["bad"]) == (60, 3, 1)
+    assert "notes.jsonl:61: not JSON" in done.err
+    again = meshctl(*typed, "--json").json
+    assert (again["documents"], again["changed"]) == (60, 0)
+
+    eventually(
+        lambda: (
+            [
+                held["rows"]
+                for held in meshctl("collections", "list", "--json").json["collections"]
+                if held["collection"] == "notes"
+            ]
+            == [60]
+        )
+    )
+    narrow = ("--filter", "year>=2010", "--filter", "year<2013")
+    ids = found(meshctl("search", "late invoice", "--collection", "notes", *narrow, "--json"))
+    assert sorted(ids) == ["d10", "d11", "d12"]
+    unknown = meshctl("search", "x", "--collection", "notes", "--filter", "nope=1", "--json")
+    assert (unknown.code, unknown.json["kind"]) == (2, "invalid")
+
+    assert meshctl("collections", "drop", "notes").code == 2, "nobody to ask"
+    assert meshctl("collections", "drop", "notes", "--yes").code == 0
+    eventually(lambda: meshctl("collections", "drop", "notes", "--yes").code == 2)
+    refilled = meshctl(*typed, "--json").json
+    assert refilled["changed"] == 60, "an import after a drop fills it again"
+
+
+def test_an_import_that_is_killed_goes_on_where_it_ended(meshctl, tmp_path):
+    file = tmp_path / "many.jsonl"
+    file.write_text(documents(1500))
+    typed = ("collections", "import", str(file), "-c", "many", "--node", "kb", "--batch", "20")
+
+    def steps() -> dict[str, Any]:
+        typed = ("actions", "history", "--node", "kb", "--action", "index", "--limit", "1000")
+        page = meshctl(*typed, "--json").json
+        return {
+            step["id"]: step for step in page["actions"] if step["params"]["collection"] == "many"
+        }
+
+    cut = subprocess.Popen([BIN / "meshctl", *typed], env=meshctl.environment("operator"))
+    eventually(lambda: len(steps()) >= 3, within_s=20)
+    cut.kill()
+    cut.wait()
+    begun = eventually(lambda: {name for name, step in steps().items() if step["duration_ms"]})
+    assert len(begun) < 75, "it was over before it was cut off: no test of anything"
+
+    done = meshctl(*typed, "--json")
+    assert done.code == 0, done
+    assert done.json["documents"] == 1500
+    ended = eventually(lambda: (seen := steps()) and len(seen) >= 75 and seen)
+    assert len(ended) == 75
+    assert begun <= ended.keys()
+    assert {step["attempt"] for step in ended.values()} == {1}
+
+
+def test_markdown_and_csv_are_read(meshctl, tmp_path):
+    (tmp_path / "docs" / "sub").mkdir(parents=True)
+    (tmp_path / "docs" / "a.md").write_text("---\nlang: en\n---\n# Zebra crossing\n\nStripes.\n")
+    (tmp_path / "docs" / "sub" / "b.md").write_text("# Other\n\nNothing.\n")
+    (tmp_path / "t.csv").write_text("id,content,price\n7,green bicycle,12.5\n")
+
+    for path in (tmp_path / "docs", tmp_path / "t.csv"):
+        done = meshctl("collections", "import", str(path), "-c", "mixed", "--node", "kb")
+        assert done.code == 0, done
+    eventually(lambda: meshctl("search", "x", "--collection", "mixed").code == 0)
+    shown = meshctl("search", "zebra", "--collection", "mixed", "--mode", "text")
+    assert " 1. " in shown.out
+    assert "a.md  kb/mixed" in shown.out
+    ids = found(
+        meshctl("search", "bicycle", "--collection", "mixed", "--filter", "price>12", "--json")
+    )
+    assert ids == ["7"]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["search", ""],
+        ["search", "q" * 4097],
+        ["search", "q", "--limit", "0"],
+        ["search", "q", "--limit", "101"],
+        ["search", "q", "--collection", "nope"],
+        ["search", "q", "--node", "nope"],
+        ["search", "q", "--node", "a*"],
+        ["actions", "run", "nope", "--node", "crm"],
+        ["actions", "run", "in*dex", "--node", "crm"],
+        ["actions", "run", "index", "--node", "nope"],
+        ["actions", "run", "index", "--node", "c rm"],
+        ["actions", "run", "index", "--node", "crm", "--params", "{"],
+        ["actions", "run", "index", "--node", "crm", "--params", '{"collection": 5}'],
+        ["nodes", "ping", "a>b"],
+        ["nodes", "show", "*"],
+        ["nodes", "register", ""],
+        ["nodes", "update", "nope", "--name", "x"],
+    ],
+)
+def test_bad_input_is_refused_with_words(meshctl, typed):
+    refused = meshctl(*typed)
+    assert refused.code == 2, refused
+    assert "error: " in refused.err
+    assert "Traceback" not in refused.err
+    assert meshctl(*typed, "--json").json["message"]
+
+
+def test_a_message_that_is_too_large_is_refused(meshctl):
+    body = json.dumps({"collection": "big", "documents": [{"content": "x" * 2**20}] * 2})
+    refused = meshctl("actions", "run", "index", "--node", "crm", "--params", "@-", stdin=body)
+
+    assert refused.code == 2, refused
+    assert "Traceback" not in refused.err
+
+
+def test_wrong_credentials_are_exit_4(meshctl, tmp_path):
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"user": "operator", "password": "guess"}')
+
+    denied = meshctl("nodes", "list", "--creds", str(wrong))
+    assert denied.code == 4, denied
+    assert "guess" not in denied.err
+
+
+def test_no_broker_is_exit_3(meshctl):
+    gone = meshctl("nodes", "list", "--url", "nats://127.0.0.1:1")
+
+    assert gone.code == 3, gone
+    assert "mesh-agent up" in gone.err
+
+
+def test_a_killed_node_is_seen_and_named_and_comes_back(meshctl):
+    body = json.dumps({"collection": "both", "documents": [{"id": "x", "content": "red fox"}]})
+    for node in ("crm", "kb"):
+        assert meshctl("actions", "run", "index", "--node", node, "--params", body).code == 0
+    both = ("search", "fox", "--collection", "both", "--json")
+    eventually(lambda: (seen := meshctl(*both)).code == 0 and seen.json["shards"]["ok"] == 2)
+
+    meshctl.agents["kb"].kill()
+    meshctl.agents["kb"].wait()
+    eventually(
+        lambda: (
+            [
+                node["health"]
+                for node in meshctl("nodes", "list", "--json").json["nodes"]
+                if node["slug"] == "kb"
+            ]
+            == ["unreachable"]
+        ),
+        within_s=6,
+    )
+    shown = meshctl("search", "fox", "--collection", "both")
+    assert shown.code == 0, shown
+    assert "PARTIAL: 1 of 2 shards missing" in shown.out
+    assert "both on kb" in shown.out
+    assert meshctl("nodes", "ping", "--all").code == 1
+    assert meshctl("nodes", "monitor", "--once").code == 0
+
+    meshctl.node("kb")
+    meshctl.until_healthy("kb")
+    whole = meshctl(*both).json
+    assert not whole["partial"]
