@@ -222,7 +222,7 @@ def _rich_table(columns: Sequence[Column], rows: Rows) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column.title, justify=column.align, overflow="fold")
     for row in rows:

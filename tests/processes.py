@@ -12,6 +12,19 @@ from pathlib import Path
 from mesh.adapters.nats.broker import EmbeddedBroker
 
 
+def pause(pid: int) -> None:
+    """Stop a process as a hang would; returns when it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + 5
+    while _state(pid) not in "Tt":
+        assert time.monotonic() < until, f"{pid} runs on"
+        time.sleep(0.001)
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 class BrokerProcess:
     """A private nats-server with the product's own configuration, on a free port.
 
@@ -79,7 +92,7 @@ class BrokerProcess:
 
     def pause(self) -> None:
         """It keeps its port and its connections, and says nothing any more."""
-        os.kill(self.pid, signal.SIGSTOP)
+        pause(self.pid)
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

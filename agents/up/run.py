@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ START_TIMEOUT_S = 300.0
 
 _POLL_S = 0.2
 _KILL_MARGIN_S = 5.0
+_ONE_PRESS_S = 0.5
+"""`make`, `timeout` and terminals may pass one signal on twice."""
 _BROKER, _MASTER, _NODES = range(3)
 """Stages: nodes stop first, the broker last."""
 
@@ -106,14 +109,18 @@ class _Mesh:
             on_death=lambda name, words: self._view.notice(f"{name} died ({words})"),
         ) as supervisor:
             stop = asyncio.Event()
+            impatient_from = math.inf
 
-            def on_signal() -> None:
-                if stop.is_set():
+            def on_signal(number: signal.Signals) -> None:
+                nonlocal impatient_from
+                if number == signal.SIGINT and loop.time() > impatient_from:
                     supervisor.kill()
-                stop.set()
+                elif not stop.is_set():
+                    impatient_from = loop.time() + _ONE_PRESS_S
+                    stop.set()
 
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                loop.add_signal_handler(number, on_signal)
+                loop.add_signal_handler(number, on_signal, number)
             starting = asyncio.create_task(self._start(supervisor))
             stopping = asyncio.create_task(stop.wait())
             try:

@@ -71,6 +71,7 @@ class Supervisor:
         self._on_death = on_death
         self._kept: list[tuple[Program, asyncio.Task[None]]] = []
         self._running: dict[str, Running] = {}
+        self._stopping = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends, with an error, when a program cannot be kept running."""
         self.settled = False
@@ -111,7 +112,8 @@ class Supervisor:
             raise StateError(f"{program.name} failed ({_how(code)}){_tail(program.log)}")
 
     async def stop(self) -> None:
-        """End everything, stage after stage."""
+        """End everything, stage after stage; nothing is started again from here on."""
+        self._stopping = True
         stages = itertools.groupby(
             sorted(self._kept, key=_stage_of, reverse=True),
             key=_stage_of,
@@ -126,7 +128,8 @@ class Supervisor:
         self._kept.clear()
 
     def kill(self) -> None:
-        """End everything at once: whoever waits for a polite end is done."""
+        """End everything at once, also what `stop` is waiting for."""
+        self._stopping = True
         for running in list(self._running.values()):
             running.kill()
 
@@ -135,6 +138,8 @@ class Supervisor:
         while True:
             born = self._now()
             ended = await self._live(program)
+            if self._stopping:
+                return
             delay_s = backoff.died(self._now() - born)
             if not self.settled and backoff.deaths >= MAX_DEATHS:
                 raise StateError(

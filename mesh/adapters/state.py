@@ -35,6 +35,8 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
 class MeshFile(msgspec.Struct, frozen=True, kw_only=True):
     """`mesh.json`: how to reach the mesh of a state folder."""
 
+    http_url: str | None = None
+    """None: no gateway runs."""
     nats_url: str
     credentials: dict[str, str]
     """Absolute paths of credentials files by role: `operator`, `node`, `master`."""
@@ -45,8 +47,6 @@ class MeshFile(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     ready: bool = False
     """False until every process has been seen at work."""
-    http_url: str | None = None
-    """None: no gateway runs."""
 
 
 class StateFolder:

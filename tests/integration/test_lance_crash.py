@@ -33,7 +33,11 @@ async def main(folder, start):
     print("open", flush=True)
     for number in range(start, start + 10_000):
         batch = [
-            Document(id=f"{number}-{n}", content=f"batch {number} text {n}", metadata={f"k{number % 7}": n})
+            Document(
+                id=f"{number}-{n}",
+                content=f"batch b{number} text {n}",
+                metadata={f"k{number % 7}": n},
+            )
             for n in range(5)
         ]
         await store.index("notes", batch)
@@ -55,33 +59,33 @@ def killed(folder, start, after_s):
         [sys.executable, "-c", WRITER, str(folder), str(start)], stdout=subprocess.PIPE, text=True
     )
     try:
-        assert process.stdout.readline() == "open\n"
+        first = [process.stdout.readline() for _ in range(3)]
+        assert first[0] == "open\n"
         time.sleep(after_s)
     finally:
         process.kill()
         rest, _ = process.communicate()
     # The last line may be cut short by the kill.
-    return [int(line) for line in rest.splitlines(keepends=True) if line.endswith("\n")]
+    lines = [*first[1:], *rest.splitlines(keepends=True)]
+    return [int(line) for line in lines if line.endswith("\n")]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_kill_9_loses_nothing_acknowledged(tmp_path, seed):
     rng = random.Random(seed)
     acknowledged = []
     last_version = 0
     for _ in range(3):
         start = max(acknowledged, default=-1) + 2
-        acknowledged += killed(tmp_path, start, rng.uniform(0.1, 1.0))
+        acknowledged += killed(tmp_path, start, rng.uniform(0.0, 1.0))
         store = await LanceDocuments.open(
             tmp_path, embedder=load_embedder("hash"), shard="s", clock=SystemClock()
         )
         infos = {info.name: info for info in store.collections()}
-        if acknowledged:
-            assert infos["notes"].data_version > last_version
-            last_version = infos["notes"].data_version
-            await assert_whole(store, acknowledged)
+        assert infos["notes"].data_version > last_version
+        last_version = infos["notes"].data_version
+        await assert_whole(store, acknowledged)
         await store.close()
-    assert len(acknowledged) > 3
 
 
 async def assert_whole(store, acknowledged):
@@ -91,7 +95,7 @@ async def assert_whole(store, acknowledged):
     for number in acknowledged:
         present = {n for n in range(5) if f"{number}-{n}" in rows}
         assert present == ({0, 1, 2, 3} if number % 3 == 0 else {0, 1, 2, 3, 4})
-    batches = Counter(id.split("-")[0] for id in rows if id != "shared")
+    batches = Counter(name.split("-")[0] for name in rows if name != "shared")
     assert set(batches.values()) <= {4, 5}, "a batch is there whole or not at all"
     version = int(rows["shared"]["content"].split()[1])
     assert version >= max(acknowledged)
@@ -100,7 +104,7 @@ async def assert_whole(store, acknowledged):
     df = Counter(term for row in rows.values() for term in set(text.terms(row["content"])))
     assert (statistics.rows, statistics.terms()) == (len(rows), df)
     [hits] = await store.search(
-        f"batch {acknowledged[-1]}",
+        f"batch b{acknowledged[-1]}",
         collections=["notes"],
         mode="text",
         depth=30,
@@ -108,4 +112,4 @@ async def assert_whole(store, acknowledged):
         filters={},
     )
     matching = {candidate.id for candidate in hits.candidates if all(candidate.tf)}
-    assert matching == {id for id in rows if id.startswith(f"{acknowledged[-1]}-")}
+    assert matching == {name for name in rows if name.startswith(f"{acknowledged[-1]}-")}

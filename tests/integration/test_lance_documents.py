@@ -26,8 +26,8 @@ async def store(tmp_path):
     await documents.close()
 
 
-def doc(id, content="some text", /, **metadata):
-    return Document(id=id, content=content, metadata=metadata)
+def doc(name, content="some text", /, **metadata):
+    return Document(id=name, content=content, metadata=metadata)
 
 
 async def stored(documents, collection, ids):
@@ -246,8 +246,10 @@ async def test_data_versions_never_go_back_over_a_drop(tmp_path):
     versions = []
     for _ in range(3):
         store = await opened(tmp_path / "data", clock=StoppedClock())
-        for number in range(3):
-            versions.append((await store.index("notes", [doc("a", f"x{number}")])).data_version)
+        versions += [
+            (await store.index("notes", [doc("a", f"x{number}")])).data_version
+            for number in range(3)
+        ]
         await store.drop("notes")
         assert store.collections() == ()
         versions.append((await store.index("notes", [doc("b")])).data_version)

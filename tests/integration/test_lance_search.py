@@ -31,11 +31,13 @@ async def store(tmp_path):
     await documents.close()
 
 
-def doc(id, content, /, **metadata):
-    return Document(id=id, content=content, metadata=metadata)
+def doc(name, content, /, **metadata):
+    return Document(id=name, content=content, metadata=metadata)
 
 
-async def find(store, query, *, collections=None, mode="hybrid", depth=30, threshold=0.0, **filters):
+async def find(
+    store, query, *, collections=None, mode="hybrid", depth=30, threshold=0.0, **filters
+):
     return await store.search(
         query,
         collections=collections,
@@ -244,7 +246,9 @@ async def test_long_texts_do_not_come_along(store):
 async def test_a_reply_does_not_outgrow_a_message(store):
     size = MAX_INLINE_BYTES - 100
     for collection in ("a", "b"):
-        documents = [doc(f"d{n}", f"word{n} word " + "x" * 39 + " y" * (size // 2 - 40)) for n in range(40)]
+        documents = [
+            doc(f"d{n}", f"word{n} word " + "x" * 39 + " y" * (size // 2 - 40)) for n in range(40)
+        ]
         await store.index(collection, documents)
     hits = await find(store, "word")
     inline = [sum(c.content is not None for c in shard.candidates) for shard in hits]
@@ -316,7 +320,7 @@ def library():
             documentation = inspect.getdoc(value)
             if not attribute.startswith("_") and documentation and not isinstance(value, int | str):
                 found[f"{name}.{attribute}"] = f"{attribute}\n{documentation}"
-    return [doc(id, content) for id, content in sorted(found.items())]
+    return [doc(name, content) for name, content in sorted(found.items())]
 
 
 QUERIES = [
@@ -346,7 +350,9 @@ async def test_three_nodes_answer_like_one_index(tmp_path, mode):
     async def answer(stores, query):
         terms = text.query_terms(query)
         parts = [
-            Candidates(node=f"n{place}", terms=terms, shards=list(await find(store, query, mode=mode)))
+            Candidates(
+                node=f"n{place}", terms=terms, shards=list(await find(store, query, mode=mode))
+            )
             for place, store in enumerate(stores)
         ]
         ranking = merge.rank(parts, mode=mode, limit=10)

@@ -235,7 +235,9 @@ def test_stop_ends_every_process_and_a_second_start_finds_the_data(running):
     samples = {
         path: path.stat().st_mtime_ns for path in (running.state / "samples").glob("*.jsonl")
     }
+    running.process.send_signal(signal.SIGTERM)  # `make` and `timeout` pass it on twice
     assert running.stop() == 0
+    assert "died" not in running.told().partition("stopping")[2]
     assert gone(list(before["pids"].values()))
     assert not (running.state / "mesh.json").exists()
 

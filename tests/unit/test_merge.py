@@ -18,15 +18,15 @@ from mesh.wire.messages import Candidate, Candidates, ShardHits
 TERMS = ["late", "invoice", "refund"]
 
 
-def candidate(id, *, cosine=None, tf=(0, 0, 0), length=10, hash="", vector=None, text=None):
+def candidate(name, *, cosine=None, tf=(0, 0, 0), length=10, digest="", vector=None, text=None):
     return Candidate(
-        id=id,
+        id=name,
         cosine=cosine,
         vector_hit=cosine is not None if vector is None else vector,
         text_hit=any(tf) if text is None else text,
         length=length,
         tf=list(tf),
-        hash=hash or id,
+        hash=digest or name,
     )
 
 
@@ -101,11 +101,11 @@ def test_without_vector_hits_cosines_say_nothing():
         )
     ]
     ranking = rank(parts, mode="hybrid", limit=10)
-    assert [(h.candidate.id, h.score) for h in ranking.hits][0] == ("match", 0.5)
+    assert (ranking.hits[0].candidate.id, ranking.hits[0].score) == ("match", 0.5)
 
 
 def test_ties_are_broken_by_collection_then_id():
-    found = [candidate(id, cosine=0.5) for id in ("b", "a")]
+    found = [candidate(name, cosine=0.5) for name in ("b", "a")]
     parts = [part("n1", *found, collection="z"), part("n2", candidate("c", cosine=0.5))]
     ranking = rank(parts, mode="vector", limit=10)
     assert [(h.collection, h.candidate.id) for h in ranking.hits] == [
@@ -117,9 +117,11 @@ def test_ties_are_broken_by_collection_then_id():
 
 def test_equal_documents_of_one_collection_count_once():
     parts = [
-        part("a", candidate("x", cosine=0.5, hash="same")),
-        part("b", candidate("y", cosine=0.5, hash="same"), candidate("x", cosine=0.3, hash="old")),
-        part("c", candidate("x", cosine=0.4, hash="same"), collection="other"),
+        part("a", candidate("x", cosine=0.5, digest="same")),
+        part(
+            "b", candidate("y", cosine=0.5, digest="same"), candidate("x", cosine=0.3, digest="old")
+        ),
+        part("c", candidate("x", cosine=0.4, digest="same"), collection="other"),
     ]
     ranking = rank(parts, mode="vector", limit=10)
     assert [(h.collection, h.candidate.id, h.node) for h in ranking.hits] == [
@@ -133,8 +135,10 @@ def test_equal_documents_of_one_collection_count_once():
 def test_a_document_equal_to_one_left_out_stays():
     """b equals a by content; c is b's newer text, and equals nothing that is shown."""
     parts = [
-        part("n1", candidate("a", cosine=0.9, hash="h1"), candidate("b", cosine=0.8, hash="h1")),
-        part("n2", candidate("b", cosine=0.7, hash="h2")),
+        part(
+            "n1", candidate("a", cosine=0.9, digest="h1"), candidate("b", cosine=0.8, digest="h1")
+        ),
+        part("n2", candidate("b", cosine=0.7, digest="h2")),
     ]
     hits = rank(parts, mode="vector", limit=10).hits
     assert [(h.candidate.id, h.candidate.hash) for h in hits] == [("a", "h1"), ("b", "h2")]

@@ -29,6 +29,7 @@ class FakeChild:
     async def stop(self, grace_s: float) -> None:
         self._world.told.append(("stop", self.program.name, grace_s))
         await asyncio.sleep(0)
+        await self._world.stops_allowed.wait()
         self.dies(0)
         self._world.told.append(("stopped", self.program.name))
 
@@ -55,6 +56,8 @@ class World:
         """Of children that die by themselves: seconds and exit code."""
         self.starts_allowed = asyncio.Event()
         self.starts_allowed.set()
+        self.stops_allowed = asyncio.Event()
+        self.stops_allowed.set()
         self.wakes = asyncio.Event()
         self.wakes.set()
 
@@ -215,15 +218,41 @@ async def test_what_is_being_started_is_not_after_the_stop(world):
     assert world.children == []
 
 
-async def test_a_death_by_kill_while_stopping_is_no_failure(world):
-    async with world.supervisor() as supervisor:
-        for name in ("a", "b"):
-            supervisor.keep(program(name))
-        await world.settle()
-        supervisor.kill()
+async def test_a_kill_during_the_stop_ends_all_and_starts_nothing_again(world):
+    supervisor = world.supervisor()
+    supervisor.settled = True
+    world.stops_allowed.clear()
+    for name, stage in (("broker", 0), ("node-a", 2)):
+        supervisor.keep(program(name, stage))
     await world.settle()
+    stopping = asyncio.create_task(supervisor.stop())
+    await world.settle()
+    assert world.alive() == ["broker", "node-a"]
+
+    supervisor.kill()
+    world.stops_allowed.set()
+    await stopping
+    await world.settle()
+
     assert world.alive() == []
+    assert len(world.children) == 2
+    assert (world.slept, world.notices) == ([], [])
     assert not supervisor.failed.done()
+
+
+async def test_what_dies_during_the_stop_is_not_started_again(world):
+    supervisor = world.supervisor()
+    world.stops_allowed.clear()
+    for name, stage in (("master", 1), ("node-a", 2)):
+        supervisor.keep(program(name, stage))
+    await world.settle()
+    stopping = asyncio.create_task(supervisor.stop())
+    await world.settle()
+    world.children[0].dies(1)
+    await world.settle()
+    world.stops_allowed.set()
+    await stopping
+    assert len(world.children) == 2
 
 
 async def test_a_program_that_ends_by_itself(world, tmp_path):
