@@ -116,7 +116,6 @@ def import_documents(
         batch=batch,
         id_column=id_column,
         content_column=content_column,
-        warn=run.out.warn,
     )
     with _progress() as progress:
         done = run.run(lambda client: job.run(client, progress))

@@ -7,6 +7,7 @@ equal documents alone, so importing again costs a read and changes only what is 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ from mesh.errors import InvalidError, MeshError, TooLargeError
 
 SHOWN_BAD_LINES = 20
 MOST_BATCH_BYTES = 512 * 1024
+_PLACE = re.compile(r"params\.documents\[(\d+)\](.*)")
 _ATTEMPTS = 8
 _PAUSE_S = 0.5
 
@@ -132,21 +134,32 @@ def _batches(items: Iterable[Item], report: ImportReport, *, limit: int) -> Iter
 async def _send(
     entries: Sequence[_Entry], index: Index, collection: str, report: ImportReport
 ) -> None:
-    """One batch; halved when it is refused, until the documents to blame stand alone."""
+    """One batch; when it is refused, without the documents to blame, or halved if none is named."""
     try:
         result = await _run(entries, index, collection)
     except (InvalidError, TooLargeError) as error:
-        if len(entries) > 1:
-            middle = len(entries) // 2
-            await _send(entries[:middle], index, collection, report)
-            await _send(entries[middle:], index, collection, report)
-            return
         if not report.documents and report.bad >= SHOWN_BAD_LINES:
             raise  # it is not the documents' fault
-        report.reject(BadLine(entries[0].source, entries[0].line, str(error)))
+        blamed = _blamed(error) or ({0: str(error)} if len(entries) == 1 else {})
+        for at, why in blamed.items():
+            report.reject(BadLine(entries[at].source, entries[at].line, why))
+        good = [entry for at, entry in enumerate(entries) if at not in blamed]
+        middle = len(good) if blamed else len(good) // 2
+        for half in (good[:middle], good[middle:]):
+            if half:
+                await _send(half, index, collection, report)
     else:
         report.documents += len(entries)
         report.changed += int(result.get("changed", 0))
+
+
+def _blamed(error: MeshError) -> dict[int, str]:
+    """Places in the batch of the documents a refusal names, and what is wrong with each."""
+    blamed: dict[int, str] = {}
+    for name, messages in error.fields.items():
+        if found := _PLACE.match(name):
+            blamed.setdefault(int(found.group(1)), f"{found.group(2).strip('.')} {messages[0]}")
+    return blamed
 
 
 async def _run(entries: Sequence[_Entry], index: Index, collection: str) -> Mapping[str, Any]:

@@ -136,7 +136,7 @@ async def test_a_paused_broker_is_not_ready(broker):
     assert not await asyncio.to_thread(broker._broker.probe, broker.pid)
     broker.resume()
     async with asyncio.timeout(5):
-        while not await asyncio.to_thread(broker._broker.probe, broker.pid):  # noqa: ASYNC110
+        while not await asyncio.to_thread(broker._broker.probe, broker.pid):
             await asyncio.sleep(0.01)
 
 

@@ -58,7 +58,7 @@ async def ask(bus, payload=b"hello", node="crm", timeout_s=2.0):
 
 async def until(condition, within_s=10.0):
     async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 (the condition is the other process's)
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -30,7 +30,7 @@ def program(tmp_path, code: str, **more) -> Program:
 
 async def printed(child_program: Program, words: str) -> None:
     async with asyncio.timeout(10):
-        while words not in child_program.log.read_text():  # noqa: ASYNC110 (another process)
+        while words not in child_program.log.read_text():
             await asyncio.sleep(0.01)
 
 

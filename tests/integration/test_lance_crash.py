@@ -75,7 +75,7 @@ async def test_kill_9_loses_nothing_acknowledged(tmp_path, seed):
     rng = random.Random(seed)
     acknowledged = []
     last_version = 0
-    for _ in range(3):
+    for _ in range(2):
         start = max(acknowledged, default=-1) + 2
         acknowledged += killed(tmp_path, start, rng.uniform(0.0, 1.0))
         store = await LanceDocuments.open(

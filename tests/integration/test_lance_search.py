@@ -6,12 +6,19 @@ import inspect
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.embedders import load_embedder
 from mesh.adapters.lance import LanceDocuments
-from mesh.adapters.lance.candidates import MAX_INLINE_BYTES, MAX_INLINE_TOTAL_BYTES
+from mesh.adapters.lance.candidates import (
+    MAX_INLINE_BYTES,
+    MAX_INLINE_TOTAL_BYTES,
+    Query,
+    Weights,
+    found,
+)
 from mesh.core import merge, text
 from mesh.errors import InvalidError
 from mesh.wire import codec
@@ -196,14 +203,21 @@ async def test_rows_are_found_before_they_are_indexed(store):
     assert ids(hits) == {"pear"}
 
 
-async def test_the_text_leg_is_the_best_by_this_shards_statistics(store):
-    """Short documents and rare words first, whatever LanceDB's own order is."""
-    common = [doc(f"c{n:02}", "common " + "filler " * n) for n in range(60)]
-    rare = [doc(f"r{n}", "rare common " + "filler " * 30) for n in range(2)]
-    await store.index("docs", common[:30])
-    await store.index("docs", [*common[30:], *rare])
-    [hits] = await find(store, "rare common", mode="text", depth=5)
-    assert ids(hits) == {"r0", "r1", "c00", "c01", "c02"}
+def test_the_text_leg_is_chosen_by_this_shards_statistics():
+    """LanceDB orders rows that it has not indexed yet by other numbers."""
+    texts = {"long": "rare " + "x " * 50, "common": "common", "rare": "rare", "both": "rare common"}
+    rows = pa.table(
+        {
+            "id": list(texts),
+            "content": list(texts.values()),
+            "words": [" ".join(text.terms(content)) for content in texts.values()],
+            "hash": list(texts),
+            "metadata": ["{}"] * len(texts),
+        }
+    )
+    query = Query(terms=("rare", "common"), text=True, vector=None, depth=2, threshold=0.0)
+    chosen = found(query, Weights(rows=100, df=[2, 90], mean_length=2.0), None, rows)
+    assert [(c.id, c.tf, c.length) for c in chosen] == [("rare", [1, 0], 1), ("both", [1, 1], 2)]
 
 
 @pytest.mark.parametrize(

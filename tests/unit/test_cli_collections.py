@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 
 import pytest
@@ -125,52 +124,6 @@ def test_a_batch_is_bounded_in_bytes_too(mesh, tmp_path):
     assert [len(asked["params"]["documents"]) for asked in mesh.named("action")] == [2, 2, 1]
 
 
-def test_an_import_that_was_cut_off_runs_no_batch_twice(mesh, file):
-    mesh.cut_after = 2
-    assert importing(file) == 4
-    begun = dict(mesh.ran)
-    mesh.cut_after = None
-
-    assert importing(file) == 0
-    assert len(begun) == 2
-    assert len(mesh.ran) == 3, "one batch was left to run"
-    assert len(mesh.stored) == 25
-
-
-def test_an_import_that_was_finished_runs_again(mesh, file):
-    """Or importing after a drop would do nothing and say that all is well."""
-    for times in range(1, 6):
-        mesh.stored.clear()
-        assert importing(file) == 0
-        assert len(mesh.ran) == 3 * times
-        assert len(mesh.stored) == 25
-
-
-def test_a_batch_that_failed_before_the_cut_is_tried_anew(mesh, file):
-    mesh.refuse = lambda document: document["id"] == "3"
-    assert importing(file) == 1
-    assert "3" not in mesh.stored
-    for name in [name for name in mesh.ran if name.endswith("-end")]:
-        del mesh.ran[name], mesh.states[name]  # the cut came before the last batch
-    mesh.refuse = lambda _document: False
-
-    assert importing(file) == 0
-    assert "3" in mesh.stored
-
-
-def test_other_content_place_or_size_has_other_ids(mesh, file, tmp_path):
-    importing(file)
-    first = set(mesh.ran)
-    importing(file, "--batch", "25")
-    run(["collections", "import", str(file), "-c", "other", "--node", "crm"])
-    file.write_text('{"id": "1", "content": "new"}\n')
-    importing(file)
-
-    assert len(first) == 3
-    assert len(mesh.ran) == 6
-    assert all(len(name) <= 64 for name in mesh.ran)
-
-
 def test_bad_lines_are_named_and_the_good_ones_are_in(mesh, tmp_path, capsys):
     path = tmp_path / "mixed.jsonl"
     path.write_text('{"id": "1", "content": "a"}\noops\n{"id": "3", "content": "c"}\n')
@@ -206,17 +159,6 @@ def test_what_is_refused_for_every_document_is_no_documents_fault(mesh, file, ca
     assert not mesh.stored
 
 
-def test_without_a_master_an_import_warns_and_goes_on(mesh, file, capsys):
-    async def nobody(**_query):
-        raise errors.NoRespondersError("nobody")
-
-    mesh.history = nobody
-
-    assert importing(file) == 0
-    assert "no master answers" in capsys.readouterr().err
-    assert len(mesh.stored) == 25
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -234,19 +176,6 @@ def test_import_refuses_what_cannot_be(mesh, tmp_path, monkeypatch, options):
 
     assert run(["collections", "import", *options]) == 2
     assert not mesh.named("action")
-
-
-def test_ids_follow_from_the_content(mesh, file):
-    """The same on every machine and in every run: no time, no chance."""
-    importing(file)
-    ids = sorted(mesh.ran)
-    digest = hashlib.sha256(repr(("notes.jsonl", "notes", "crm", 10, None, None)).encode())
-    digest.update(b"\0.\0")
-    digest.update(file.read_bytes())
-    seed = digest.hexdigest()[:20]
-
-    assert f"import-{seed}-r0-first" in ids
-    assert f"import-{seed}-r0-end" in ids
 
 
 def test_drop_goes_to_every_holder(mesh, capsys, monkeypatch):

@@ -2,7 +2,7 @@ import itertools
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.core.documents import (
@@ -163,6 +163,7 @@ json_values = st.recursive(
 metadata = st.dictionaries(st.text(max_size=4), json_values, max_size=5)
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=20), metadata)
 def test_hash_depends_on_what_is_said_not_on_the_order_of_keys(content, data):
     digest = content_hash(content, data)
@@ -174,6 +175,7 @@ def test_hash_depends_on_what_is_said_not_on_the_order_of_keys(content, data):
     assert digest != content_hash(content, {**data, "another": 1})
 
 
+@settings(deadline=None)
 @given(st.one_of(json_values, metadata))
 def test_any_json_is_a_document_or_refused(raw):
     try:

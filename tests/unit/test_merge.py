@@ -185,6 +185,7 @@ def test_nothing_from_nobody():
             assert rank([], mode=mode, limit=5, strategy=strategy) == merge.Ranking([], 0)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.builds(
@@ -212,6 +213,7 @@ def test_no_statistics_from_the_network_break_the_ranking(found, rows, tokens, d
     assert all(math.isfinite(hit.score) and hit.score >= 0 for hit in ranking.hits)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9), st.integers(-5, 10**9))
 def test_a_term_never_counts_against_a_document(rows, df):
     assert bm25.idf(rows, df) >= 0
@@ -324,6 +326,7 @@ def test_any_split_gives_the_answer_of_one_index(drawn, mode, limit, deduplicate
     assert whole.total == spread.total
 
 
+@settings(deadline=None)
 @given(docs_and_splits, st.sampled_from(["vector", "text", "hybrid"]), st.randoms())
 def test_the_order_of_answers_does_not_matter(drawn, mode, rng):
     docs = [Doc(c, f"{number:02}", w, cos) for number, (c, w, cos, _) in enumerate(drawn)]

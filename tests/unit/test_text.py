@@ -1,7 +1,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.core.text import MAX_QUERY_TERMS, MAX_TERM_BYTES, query_terms, terms
@@ -57,6 +57,7 @@ def test_query_terms_are_bounded():
     assert query_terms(query) == [f"t{number}" for number in range(MAX_QUERY_TERMS)]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_terms_of_terms_are_the_same_terms(text):
     """So an index over the joined terms sees exactly the terms."""
@@ -66,6 +67,7 @@ def test_terms_of_terms_are_the_same_terms(text):
     assert all(0 < len(term.encode()) <= MAX_TERM_BYTES for term in found)
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_a_blank_separates(left, right):
     assert terms(f"{left} {right}") == terms(left) + terms(right)

@@ -279,10 +279,8 @@ class LanceDocuments:
         """None if the collection was dropped meanwhile."""
         try:
             return await collection.search(query, chosen)
-        except StateError:
-            if collection.closed:
-                return None
-            raise
+        except ClosedError:
+            return None
 
     async def fetch(self, collection: str, ids: Sequence[str]) -> tuple[StoredDocument, ...]:
         """Documents by id; those that are not there are passed over.
@@ -293,10 +291,8 @@ class LanceDocuments:
         found = self._known(collection)
         try:
             return tuple(await found.fetch(ids)) if ids else ()
-        except StateError:
-            if found.closed:
-                raise self._gone(collection) from None
-            raise
+        except ClosedError:
+            raise self._gone(collection) from None
 
     async def close(self) -> None:
         """Finish the writes that run; those that wait raise UnavailableError."""

@@ -81,6 +81,9 @@ class Collection:
         """Whether a write may have changed the table without our knowing."""
         self._writer = asyncio.Lock()
         self._writes: set[asyncio.Task[Written]] = set()
+        self._reads = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._reader = Reader(table, name, store.gate)
         self._tidier = Tidier(table, name, writer=self._writer, clock=store.clock)
 
@@ -147,10 +150,12 @@ class Collection:
         self._stale = False
 
     async def close(self) -> None:
-        """Finish the write that runs; those that wait, and new ones, raise ClosedError."""
+        """Finish the write and the reads that run; what waits or comes later raises ClosedError."""
         self.closed = True
         await self._tidier.close()
         await asyncio.gather(*self._writes, return_exceptions=True)
+        # A query on a closed table does not raise an error of Python's: it panics.
+        await self._idle.wait()
         self._table.close()  # type: ignore[no-untyped-call]
 
     @property
@@ -308,7 +313,7 @@ class Collection:
             filters: Conditions that all must hold; None: nothing can match.
 
         Raises:
-            StateError
+            StateError, ClosedError
         """
         rows, tokens = self.statistics.rows, self.statistics.tokens
         df = self.statistics.df(query.terms)
@@ -324,9 +329,17 @@ class Collection:
         if filters is None or not rows:
             return hits
         chosen = expressions.all_of(expressions.each(filters)) if filters else None
-        near, matching = await asyncio.gather(
-            self._reader.near(query, chosen), self._reader.matching(query, chosen)
-        )
+        with self._reading():
+            near, matching = await asyncio.gather(
+                self._reader.near(query, chosen),
+                self._reader.matching(query, chosen),
+                # So that no leg still reads when this is over.
+                return_exceptions=True,
+            )
+        if isinstance(near, BaseException):
+            raise near
+        if isinstance(matching, BaseException):
+            raise matching
         weights = Weights(rows, df, tokens / rows)
         found = await asyncio.to_thread(candidates.found, query, weights, near, matching)
         return msgspec.structs.replace(hits, candidates=found)
@@ -335,9 +348,23 @@ class Collection:
         """Documents in order of the ids; those that are not there are passed over.
 
         Raises:
-            StateError
+            StateError, ClosedError
         """
-        return await self._reader.fetch(ids)
+        with self._reading():
+            return await self._reader.fetch(ids)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        if self.closed:
+            raise ClosedError
+        self._reads += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._reads -= 1
+            if not self._reads:
+                self._idle.set()
 
 
 def _count(statistics: Statistics, batch: pa.RecordBatch) -> None:
