@@ -75,7 +75,7 @@ class LiveMesh:
     def start(self) -> None:
         self._up.start()
         until = time.monotonic() + START_S
-        while not (self.state / "mesh.json").exists() or not self.file()["ready"]:
+        while not (self.state / "mesh.json").exists():
             assert time.monotonic() < until, self._up.log.read_text()
             time.sleep(0.05)
 

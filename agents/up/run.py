@@ -97,7 +97,6 @@ class _Mesh:
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._pids: dict[str, int] = {}
         self._published = False
-        self._ready = False
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -146,8 +145,6 @@ class _Mesh:
         supervisor.keep(self._broker_program())
         while not await self._broker_is_ready(supervisor):  # noqa: ASYNC110 (another process)
             await asyncio.sleep(_POLL_S / 10)
-        self._published = True
-        self._publish()
 
         supervisor.keep(self._master_program())
         if any(not sample.file.exists() for sample in self._samples):
@@ -157,7 +154,7 @@ class _Mesh:
             supervisor.keep(self._node_program(sample))
         await self._wait_until_all_work()
 
-        self._ready = supervisor.settled = True
+        self._published = supervisor.settled = True
         self._publish()
         self._view.ready(self._broker.url, [sample.slug for sample in self._samples])
 
@@ -167,7 +164,8 @@ class _Mesh:
 
     async def _wait_until_all_work(self) -> None:
         expected = await asyncio.to_thread(_expected_rows, self._samples)
-        async with mesh.connect(state_dir=self._state.path, identity="up") as client:
+        login = self._state.credentials_file("operator")
+        async with mesh.connect(self._broker.url, credentials=login, identity="up") as client:
             while True:
                 with suppress(MeshError):  # the master is not there yet
                     missing = _missing(await client.nodes(), self._samples, expected)
@@ -246,7 +244,6 @@ class _Mesh:
                 pids=self._pids,
                 started_at=self._started_at,
                 version=mesh.__version__,
-                ready=self._ready,
             )
         )
 

@@ -45,8 +45,6 @@ class MeshFile(msgspec.Struct, frozen=True, kw_only=True):
     started_at: str
     """ISO 8601, UTC."""
     version: str
-    ready: bool = False
-    """False until every process has been seen at work."""
 
 
 class StateFolder:

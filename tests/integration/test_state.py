@@ -163,7 +163,6 @@ def test_the_mesh_file_goes_round_and_has_every_key(tmp_path):
         "pids": {"broker": 1},
         "started_at": "2026-01-01T00:00:00Z",
         "version": "0.1.0",
-        "ready": False,
     }
     state.remove_mesh()
     state.remove_mesh()

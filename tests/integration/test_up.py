@@ -113,10 +113,9 @@ def test_ready_says_where_and_how_to_go_on(running):
 def test_mesh_json_is_complete_and_private(running):
     told = running.file()
     assert told.keys() == {
-        "http_url", "nats_url", "pids", "credentials", "started_at", "version", "ready",
+        "http_url", "nats_url", "pids", "credentials", "started_at", "version",
     }  # fmt: skip
     assert told["http_url"] is None
-    assert told["ready"] is True
     assert told["version"] == mesh.__version__
     assert told["pids"].keys() == PROCESSES
     assert all(psutil.pid_exists(pid) for pid in told["pids"].values())
@@ -162,7 +161,6 @@ def test_a_second_start_on_the_folder_is_refused(running):
     done = run_up(running.state)
     assert done.returncode == 1
     assert f"in use by pid {running.process.pid}" in done.stderr
-    assert running.file()["ready"] is True
 
 
 def test_a_taken_port_is_refused_by_its_number(running, tmp_path):
@@ -203,7 +201,6 @@ async def test_a_killed_node_is_started_again(running):
     os.kill(old, signal.SIGKILL)
     pid = new_pid(running, "node-packages", old)
     assert psutil.pid_exists(pid)
-    assert running.file()["ready"] is True
     assert "node-packages died (signal 9; starts again in 1 s)" in running.told()
     await healthy(running, "packages", before.incarnation)
 
