@@ -286,6 +286,7 @@ class NodeServer:
             in_flight=responder.in_flight,
             queued=responder.queued,
             draining=self._draining,
+            overloaded=responder.refused_within(self._config.health.heartbeat_interval_s),
             verbs={name: meter.stats() for name, meter in self._meters.items()},
             collections=list(self._collections()),
             actions=[

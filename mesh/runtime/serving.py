@@ -46,6 +46,12 @@ class Responder:
         self.in_flight = 0
         self.queued = 0
         self.dropped = 0
+        self._refused_at: float | None = None
+
+    def refused_within(self, seconds: float) -> bool:
+        """Whether work was pushed back that recently."""
+        at = self._refused_at
+        return at is not None and self._clock.monotonic() - at < seconds
 
     def serve(self, message: Message, handler: Respond, *, bypass: bool = False) -> None:
         """Answer `message` with what `handler` gives; returns at once.
@@ -60,6 +66,7 @@ class Responder:
             self.drop(message, "reply subject is not the caller's")
             return
         if not bypass and self.in_flight >= self._max_parallel and self.queued >= self._max_queued:
+            self._refused_at = self._clock.monotonic()
             wait_ms = self._service_ms * (self.queued + 1) / self._max_parallel
             refusal = OverloadedError(
                 f"{self._name} has as much work as it takes",

@@ -1,0 +1,352 @@
+"""What every `Registry` must do."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import stat
+
+import msgspec
+import pytest
+
+from mesh.adapters.sql.registry import SqlRegistry
+from mesh.core.action_states import join
+from mesh.errors import (
+    ConfigError,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    StateError,
+    UnavailableError,
+)
+from mesh.types import ActionState, Status
+from mesh.wire.messages import (
+    ActionInfo,
+    CollectionInfo,
+    ErrorReply,
+    HistoryQuery,
+    HistoryRecord,
+    NodeRecord,
+    NodeUpdate,
+)
+
+HASH = "a" * 64
+
+
+def node(slug: str = "crm", **fields: object) -> NodeRecord:
+    return NodeRecord(**{"id": f"id-{slug}", "slug": slug, "name": slug.upper()} | fields)
+
+
+def record(action_id: str, state: ActionState, **fields: object) -> HistoryRecord:
+    return HistoryRecord(
+        **{"id": action_id, "node": "crm", "action": "index", "caller": "ops", "at": 1}
+        | {"state": state}
+        | fields
+    )
+
+
+@pytest.fixture
+def url(tmp_path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path / 'mesh.db'}"
+
+
+@pytest.fixture
+async def registry(url):
+    registry = await SqlRegistry.open(url)
+    yield registry
+    await registry.close()
+
+
+# -- nodes -----------------------------------------------------------------------------------------
+
+
+async def test_a_new_registry_is_empty(registry):
+    assert await registry.nodes() == []
+    assert await registry.removed() == {}
+    assert await registry.history_cursor() == 0
+    assert await registry.history(HistoryQuery()) == ([], 0)
+
+
+async def test_a_registered_node_is_there_with_all_its_fields(registry, url):
+    full = node(
+        url="https://crm.example/api",
+        type="bridge",
+        status=Status.MAINTENANCE,
+        description="Kunden & Verträge",
+        capabilities=["search"],
+        domains=["sales"],
+        keywords=["customer", "Kunde"],
+        metadata={"deep": {"list": [1, None, "é\u0000"]}},
+        weight=2.5,
+        version="1.2",
+        incarnation=2**52,
+        response_time_ms=1.25,
+        last_ping_at=2**41,
+        failures=2,
+        collections=[CollectionInfo(name="notes", shard="crm", rows=3)],
+        actions=[ActionInfo(name="refund", idempotent=True)],
+        created_at=2**41,
+        updated_at=2**41 + 1,
+    )
+    await registry.register(full, api_key_hash=HASH)
+    assert await registry.nodes() == [full]
+    again = await SqlRegistry.open(url)
+    assert await again.nodes() == [full], "also for the next process"
+    await again.close()
+
+
+async def test_nodes_come_by_slug(registry):
+    for slug in ("b", "a", "c"):
+        await registry.enrol(node(slug))
+    assert [one.slug for one in await registry.nodes()] == ["a", "b", "c"]
+
+
+async def test_a_slug_is_taken_once(registry):
+    await registry.register(node(), api_key_hash=HASH)
+    with pytest.raises(ConflictError, match="crm"):
+        await registry.register(node(id="other"), api_key_hash=HASH)
+    assert await registry.enrol(node(id="other", name="Other")) is False
+    assert [one.name for one in await registry.nodes()] == ["CRM"]
+
+
+async def test_many_at_once_enrol_a_node_once(registry):
+    answers = await asyncio.gather(*(registry.enrol(node(id=f"i{n}")) for n in range(8)))
+    assert sorted(answers) == [False] * 7 + [True]
+
+
+async def test_an_update_changes_what_it_names_and_nothing_else(registry):
+    await registry.register(node(description="old", keywords=["k"]), api_key_hash=HASH)
+    changed = await registry.update("crm", NodeUpdate(status=Status.MAINTENANCE, weight=3.0))
+    assert (changed.status, changed.weight) == (Status.MAINTENANCE, 3.0)
+    assert (changed.description, changed.keywords) == ("old", ["k"])
+    cleared = await registry.update("crm", NodeUpdate(keywords=[], metadata={"x": 1}))
+    assert (cleared.keywords, cleared.metadata) == ([], {"x": 1})
+    assert await registry.update("crm", NodeUpdate()) == cleared
+    assert await registry.nodes() == [cleared]
+    with pytest.raises(NotFoundError, match="nobody"):
+        await registry.update("nobody", NodeUpdate(weight=2.0))
+
+
+async def test_what_is_observed_leaves_an_operators_words_alone(registry):
+    await registry.register(node(description="old"), api_key_hash=HASH)
+    seen = node(
+        description="not mine to say",
+        weight=9.0,
+        incarnation=7,
+        version="2",
+        collections=[CollectionInfo(name="notes", shard="crm", rows=1)],
+        response_time_ms=3.5,
+        last_ping_at=99,
+        failures=1,
+        updated_at=5,
+    )
+    await registry.observe(seen)
+    [stored] = await registry.nodes()
+    assert stored == msgspec.structs.replace(seen, description="old", weight=1.0)
+    await registry.observe(node("nobody"))
+    assert len(await registry.nodes()) == 1
+
+
+async def test_a_removed_node_is_remembered_by_its_newest_life(registry):
+    await registry.enrol(node())
+    await registry.remove("crm", incarnation=7)
+    assert await registry.nodes() == []
+    assert await registry.removed() == {"crm": 7}
+    for incarnation, newest in ((3, 7), (9, 9)):
+        await registry.enrol(node())
+        await registry.remove("crm", incarnation=incarnation)
+        assert await registry.removed() == {"crm": newest}
+    with pytest.raises(NotFoundError):
+        await registry.remove("crm", incarnation=1)
+    assert await registry.removed() == {"crm": 9}
+
+
+async def test_no_two_masters_get_one_epoch(registry, url):
+    other = await SqlRegistry.open(url)
+    epochs = await asyncio.gather(*(one.next_epoch() for one in [registry, other] * 5))
+    await other.close()
+    assert sorted(epochs) == list(range(1, 11))
+
+
+# -- history ---------------------------------------------------------------------------------------
+
+
+async def test_history_holds_the_latest_state_with_all_its_fields(registry):
+    accepted = record("1", ActionState.ACCEPTED, at=10, params={"x": [1]}, digest="d", trace="t")
+    failed = record(
+        "1",
+        ActionState.FAILED,
+        at=12,
+        attempt=1,
+        duration_ms=1.5,
+        error=ErrorReply(code=400, kind="action_failed", message="no", fields={"a": ["b"]}),
+    )
+    await registry.index_history([(1, accepted), (2, failed)], cursor=2)
+    [row], total = await registry.history(HistoryQuery())
+    assert total == 1
+    assert row == join(accepted, failed)
+    assert (row.params, row.accepted_at, row.at) == ({"x": [1]}, 10, 12)
+    assert row.error == failed.error
+    assert await registry.history_cursor() == 2
+
+
+async def test_results_come_back_as_they_were(registry):
+    results = [{"ids": ["a", "b"]}, [], 0, "text", False]
+    for number, result in enumerate(results):
+        done = record(f"{number}", ActionState.SUCCEEDED, result=result)
+        await registry.index_history([(number, done)], cursor=number)
+        [row], _ = await registry.history(HistoryQuery(action_id=f"{number}"))
+        assert row.result == result
+
+
+async def test_replays_and_reorderings_end_with_the_same_rows(registry):
+    states = [ActionState.ACCEPTED, ActionState.RUNNING, ActionState.SUCCEEDED]
+    stream = [
+        (10 * number + step, record(f"{number}", state, at=100 * number + step))
+        for number in range(5)
+        for step, state in enumerate(states)
+    ]
+    await registry.index_history(stream, cursor=99)
+    expected = await registry.history(HistoryQuery())
+    assert [row.state for row in expected[0]] == [ActionState.SUCCEEDED] * 5
+    rng = random.Random(7)
+    for _ in range(3):
+        rng.shuffle(stream)
+        for start in range(0, len(stream), 4):
+            await registry.index_history(stream[start : start + 4], cursor=99)
+    assert await registry.history(HistoryQuery()) == expected
+
+
+async def test_an_id_on_two_nodes_is_two_rows(registry):
+    rows = [(n, record("1", ActionState.ACCEPTED, node=slug)) for n, slug in enumerate("ab")]
+    await registry.index_history(rows, cursor=2)
+    found, total = await registry.history(HistoryQuery(action_id="1"))
+    assert (sorted(row.node for row in found), total) == (["a", "b"], 2)
+
+
+@pytest.fixture
+async def filled(registry):
+    rows = [
+        record(
+            f"{number}",
+            ActionState.SUCCEEDED if number % 2 else ActionState.FAILED,
+            node="crm" if number < 6 else "docs",
+            action="index" if number % 3 else "delete",
+            caller="ops" if number < 8 else "app",
+            at=1000 + number,
+        )
+        for number in range(10)
+    ]
+    await registry.index_history(list(enumerate(rows)), cursor=10)
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("query", "ids"),
+    [
+        (HistoryQuery(), "9876543210"),
+        (HistoryQuery(node="docs"), "9876"),
+        (HistoryQuery(action="delete"), "9630"),
+        (HistoryQuery(caller="app"), "98"),
+        (HistoryQuery(state=ActionState.FAILED), "86420"),
+        (HistoryQuery(since=1007), "987"),
+        (HistoryQuery(action_id="4"), "4"),
+        (HistoryQuery(node="crm", state=ActionState.SUCCEEDED, since=1002), "53"),
+        (HistoryQuery(node="nobody"), ""),
+    ],
+)
+async def test_a_query_matches_all_that_is_asked_newest_first(filled, query, ids):
+    rows, total = await filled.history(query)
+    assert "".join(row.id for row in rows) == ids
+    assert total == len(ids)
+
+
+async def test_pages_are_cut_from_the_whole(filled):
+    rows, total = await filled.history(HistoryQuery(limit=3, offset=2))
+    assert "".join(row.id for row in rows) == "765"
+    assert total == 10
+    rows, total = await filled.history(HistoryQuery(limit=3, offset=9))
+    assert ("".join(row.id for row in rows), total) == ("0", 10)
+
+
+async def test_the_cursor_moves_without_records_too(registry):
+    await registry.index_history([], cursor=41)
+    assert await registry.history_cursor() == 41
+
+
+async def test_a_batch_is_saved_whole_or_not_at_all(registry):
+    good = record("1", ActionState.ACCEPTED)
+    impossible = record("2", ActionState.ACCEPTED, at=2**80)
+    with pytest.raises(InvalidError):
+        await registry.index_history([(1, good), (2, impossible)], cursor=2)
+    assert await registry.history_cursor() == 0
+    assert await registry.history(HistoryQuery()) == ([], 0)
+
+
+# -- the database ----------------------------------------------------------------------------------
+
+
+async def test_the_file_is_its_owners_alone(registry, tmp_path):
+    await registry.enrol(node())
+    for path in tmp_path.glob("mesh.db*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+async def test_readers_do_not_wait_for_writers(registry):
+    await registry.enrol(node())
+    async with registry._writing() as connection:
+        await connection.exec_driver_sql("UPDATE nodes SET name = 'half way'")
+        [seen] = await registry.nodes()
+        assert seen.name == "CRM"
+
+
+async def test_many_writers_take_turns(registry):
+    for number in range(4):
+        await registry.enrol(node(f"n{number}"))
+    await asyncio.gather(
+        *(registry.observe(node(f"n{n % 4}", failures=n)) for n in range(40)),
+        *(registry.nodes() for _ in range(20)),
+    )
+
+
+async def test_a_cancelled_write_leaves_the_registry_working(registry):
+    for _ in range(20):
+        task = asyncio.create_task(registry.enrol(node()))
+        await asyncio.sleep(0.0005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await registry.enrol(node())
+    assert len(await registry.nodes()) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("not a url", "not a URL"),
+        ("mysql+aiomysql://x/y", "not supported"),
+        ("sqlite+aiosqlite://", "name a file"),
+        ("sqlite+aiosqlite:///:memory:", "name a file"),
+        ("sqlite+pysqlite:////{folder}/x.db", "async driver"),
+    ],
+)
+async def test_a_url_that_cannot_be_is_refused(url, why, tmp_path):
+    with pytest.raises(ConfigError, match=why):
+        await SqlRegistry.open(url.format(folder=tmp_path))
+
+
+async def test_a_password_in_the_url_is_not_told():
+    with pytest.raises(ConfigError) as refused:
+        await SqlRegistry.open("oracle://mesh:hunter2@db/mesh")
+    assert "hunter2" not in str(refused.value)
+
+
+async def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateError, match="file"):
+        await SqlRegistry.open(f"sqlite+aiosqlite:///{tmp_path}/file/mesh.db")
+
+
+async def test_a_file_that_is_no_database_is_unavailable(tmp_path):
+    (tmp_path / "mesh.db").write_text("this is not SQLite" * 100)
+    with pytest.raises(UnavailableError):
+        await SqlRegistry.open(f"sqlite+aiosqlite:///{tmp_path}/mesh.db")
