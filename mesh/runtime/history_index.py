@@ -121,7 +121,7 @@ class HistoryIndex:
                     await self._registry.index_history([(sequence, record)], cursor=sequence)
                 except InvalidError as error:
                     self.unstorable += 1
-                    log.exception(
+                    log.warning(
                         "mesh.history.record_unstorable", sequence=sequence, error=str(error)
                     )
             await self._registry.index_history([], cursor=upto)

@@ -1,28 +1,25 @@
-"""`mesh.ports.Bus` over NATS: an own request multiplexer on one wildcard subscription.
-
-Compared with nats-py's `request()` it has no NUID, no task, no queue and no `wait_for` per call:
-a counter for a token, a dict of futures, one timer each (figures in BENCHMARKS.md).
-"""
+"""`mesh.ports.Bus` over NATS: one hardened connection that speaks as one identity."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import nats.errors
 import structlog
 
 from mesh.adapters.nats.client import HardenedClient
+from mesh.adapters.nats.multiplexer import Multiplexer, Reply
 from mesh.config import NatsConfig
 from mesh.errors import (
     DeadlineExceededError,
     DisconnectedError,
     InvalidError,
     MeshError,
-    NoRespondersError,
     OverloadedError,
     TooLargeError,
     UnauthorizedError,
@@ -33,22 +30,8 @@ from mesh.wire.subjects import PREFIX, token
 log = structlog.get_logger()
 
 _GONE = (OSError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)
-_STATUS = b"NATS/1.0 "
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
-
-
-class JetStreamReply(NamedTuple):
-    """An answer of the broker itself."""
-
-    headers: bytes | None
-    data: bytes
-
-
-class _Waiter(NamedTuple):
-    subject: bytes
-    future: asyncio.Future[Any]
-    replies: list[bytes] | None
 
 
 class NatsSubscription:
@@ -69,13 +52,11 @@ class NatsBus:
         self._identity = token(identity, "identity")
         self._config = config
         self._connection_id = secrets.token_urlsafe(12)  # 96 bits: no two connections share replies
-        self._waiting: dict[bytes, _Waiter] = {}
-        self._serial = 0
+        self._replies = Multiplexer(self._identity, self._connection_id)
         self._listeners: list[Callable[[bool], None]] = []
         self._found = asyncio.Event()
         self._refused: asyncio.Future[Exception] | None = None
         self._rng = random.Random()  # noqa: S311 (spreads reconnects, guards nothing)
-        self.dropped = 0
         self._client = HardenedClient(on_lost=self._lost, on_found=self._came_back)
 
     # -- life ----------------------------------------------------------------------------
@@ -142,9 +123,7 @@ class NatsBus:
         try:
             await self._opened(opening, self._refused)
             self._refused = None
-            await self._client.subscribe_fast(
-                f"{PREFIX}.re.*.{self._identity}.{self._connection_id}.*", "", self._on_reply
-            )
+            await self._client.subscribe_fast(self._replies.subject, "", self._replies.on_message)
             await self.flush()
         except MeshError:
             await self._client.hang_up()
@@ -208,7 +187,7 @@ class NatsBus:
                 await self.flush(timeout_s=2.0)
             except MeshError as error:
                 log.debug("mesh.bus.flush_failed", error=str(error))
-        self._fail_waiting(DisconnectedError("this connection was closed"))
+        self._replies.fail_all(DisconnectedError("this connection was closed"))
         await self._client.hang_up()
 
     # -- state ---------------------------------------------------------------------------
@@ -231,7 +210,7 @@ class NatsBus:
 
     def _lost(self) -> None:
         self._found.clear()
-        self._fail_waiting(DisconnectedError("the connection to the broker was lost"))
+        self._replies.fail_all(DisconnectedError("the connection to the broker was lost"))
         log.warning("mesh.bus.broker_lost", identity=self._identity)
         self._tell(connected=False)
 
@@ -247,21 +226,12 @@ class NatsBus:
             except Exception:
                 log.exception("mesh.bus.listener_failed")
 
-    def _fail_waiting(self, error: MeshError) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for waiter in waiting.values():
-            if not waiter.future.done():
-                if waiter.replies is None:
-                    waiter.future.set_exception(error)
-                else:
-                    waiter.future.set_result(None)
-
     # -- sending -------------------------------------------------------------------------
 
     def publish(self, subject: str, payload: bytes) -> None:
-        self._send(subject, "", payload, b"")
+        self._send(subject, b"", payload, b"")
 
-    def _send(self, subject: str, reply: str, payload: bytes, headers: bytes) -> None:
+    def _send(self, subject: str, reply: bytes, payload: bytes, headers: bytes) -> None:
         client = self._client
         if not client.is_connected:
             raise DisconnectedError("the broker is away")
@@ -270,96 +240,60 @@ class NatsBus:
             raise TooLargeError(
                 f"a message of {size} bytes is beyond the broker's limit of {client.max_payload}"
             )
-        if client.unsent_bytes > self._config.max_pending_bytes:
+        if client.congested(self._config.max_pending_bytes):
             raise OverloadedError("the connection to the broker is congested", retry_after_ms=200)
-        if " " in subject or not subject.isprintable():
-            raise InvalidError(f"not a subject: {subject[:80]!r}")
-        target = f"{subject} {reply}" if reply else subject
+        target = b"%b %b" % (_checked(subject), reply) if reply else _checked(subject)
         if headers:
-            head = f"HPUB {target} {len(headers)} {size}\r\n".encode()
+            command = b"HPUB %b %d %d\r\n%b%b\r\n" % (target, len(headers), size, headers, payload)
         else:
-            head = f"PUB {target} {size}\r\n".encode()
-        client.write(b"".join((head, headers, payload, b"\r\n")))
+            command = b"PUB %b %d\r\n%b\r\n" % (target, size, payload)
+        client.write(command)
 
     # -- requests ------------------------------------------------------------------------
 
     async def request(
         self, subject: str, payload: bytes, *, responder: str, timeout_s: float
     ) -> bytes:
-        reply: JetStreamReply = await self._ask(subject, payload, b"", responder, timeout_s)
-        return reply.data
+        if not self._client.is_connected:
+            timeout_s = await self._until_found(timeout_s)
+        address, future = self._replies.expect(responder, timeout_s, subject)
+        try:
+            self._send(subject, address, payload, b"")
+            return (await future).data
+        finally:
+            self._replies.forget(address)
 
     async def request_broker(
         self, subject: str, payload: bytes, *, timeout_s: float, headers: Mapping[str, str] = {}
-    ) -> JetStreamReply:
+    ) -> Reply:
         """Ask JetStream: a PubAck, or an answer of its API.
 
         Raises:
             As `request`.
         """
-        return await self._ask(subject, payload, _header_block(headers), "js", timeout_s)
-
-    async def _ask(
-        self, subject: str, payload: bytes, headers: bytes, responder: str, timeout_s: float
-    ) -> JetStreamReply:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
         if not self._client.is_connected:
-            await self._until_found(timeout_s)
-        key, reply = self._next_reply(responder)
-        future: asyncio.Future[JetStreamReply] = loop.create_future()
-        self._waiting[key] = _Waiter(reply.encode(), future, None)
-        timer = loop.call_at(deadline, _expire, future, subject, timeout_s)
+            timeout_s = await self._until_found(timeout_s)
+        address, future = self._replies.expect("js", timeout_s, subject)
         try:
-            self._send(subject, reply, payload, headers)
+            self._send(subject, address, payload, _header_block(headers))
             return await future
         finally:
-            timer.cancel()
-            self._waiting.pop(key, None)
+            self._replies.forget(address)
 
     async def gather(
         self, subject: str, payload: bytes, *, responder: str, window_s: float
     ) -> list[bytes]:
-        key, reply = self._next_reply(responder)
-        loop = asyncio.get_running_loop()
-        over: asyncio.Future[None] = loop.create_future()
-        replies: list[bytes] = []
-        self._waiting[key] = _Waiter(reply.encode(), over, replies)
-        timer = loop.call_later(window_s, _finish, over)
+        address, over, replies = self._replies.collect(responder, window_s)
         try:
-            self._send(subject, reply, payload, b"")
+            self._send(subject, address, payload, b"")
             await over
         finally:
-            timer.cancel()
-            self._waiting.pop(key, None)
+            self._replies.forget(address)
         return replies
 
-    def _next_reply(self, responder: str) -> tuple[bytes, str]:
-        self._serial += 1
-        serial = f"{self._serial:x}"
-        subject = f"{PREFIX}.re.{responder}.{self._identity}.{self._connection_id}.{serial}"
-        return serial.encode(), subject
-
-    def _on_reply(self, subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
-        waiter = self._waiting.get(subject.rpartition(b".")[2])
-        if waiter is None or waiter.subject != subject:
-            self.dropped += 1  # too late, or not from the node that was asked
-            return
-        future = waiter.future
-        if future.done():
-            return
-        nobody = headers is not None and not data and headers.startswith(_STATUS + b"503")
-        if waiter.replies is not None:
-            if nobody:
-                future.set_result(None)
-            else:
-                waiter.replies.append(data)
-        elif nobody:
-            future.set_exception(NoRespondersError("nobody listens there"))
-        else:
-            future.set_result(JetStreamReply(headers, data))
-
-    async def _until_found(self, timeout_s: float) -> None:
+    async def _until_found(self, timeout_s: float) -> float:
+        """Wait for the broker; what is left of the time."""
+        began = asyncio.get_running_loop().time()
         if self._client.is_closed:
             raise DisconnectedError("this connection was closed")
         try:
@@ -367,6 +301,7 @@ class NatsBus:
                 await self._found.wait()
         except TimeoutError:
             raise DisconnectedError("the broker is away; nothing was sent") from None
+        return timeout_s - (asyncio.get_running_loop().time() - began)
 
     # -- hearing -------------------------------------------------------------------------
 
@@ -394,16 +329,12 @@ class NatsBus:
             raise DisconnectedError(f"the broker is away: {error}") from error
 
 
-def _expire(future: asyncio.Future[JetStreamReply], subject: str, timeout_s: float) -> None:
-    if not future.done():
-        future.set_exception(
-            DeadlineExceededError(f"no reply on {subject} within {timeout_s * 1000:.0f} ms")
-        )
-
-
-def _finish(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+@functools.lru_cache(maxsize=4096)
+def _checked(subject: str) -> bytes:
+    """A subject as bytes; one with blanks or control characters would be read as a command."""
+    if " " in subject or not subject.isprintable():
+        raise InvalidError(f"not a subject: {subject[:80]!r}")
+    return subject.encode()
 
 
 def _header_block(headers: Mapping[str, str]) -> bytes:

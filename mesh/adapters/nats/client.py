@@ -32,6 +32,7 @@ class HardenedClient(Client):
         self._on_found = on_found
         self._fast: dict[int, FastHandler] = {}
         self._flush_scheduled = False
+        self._buffered_bytes = 0
         self.handler_failures = 0
 
     # -- receiving -----------------------------------------------------------------------------
@@ -104,13 +105,18 @@ class HardenedClient(Client):
         pending, self._pending = self._pending, []
         self._pending_data_size = 0
         transport.writelines(pending)
+        self._buffered_bytes = self._unsent()
 
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes that the socket has not taken yet."""
+    def congested(self, limit_bytes: int) -> bool:
+        """Whether more than that waits for the socket to take it."""
+        if self._buffered_bytes + self._pending_data_size <= limit_bytes:
+            return False
+        self._buffered_bytes = self._unsent()  # as of the last flush it was more
+        return bool(self._buffered_bytes + self._pending_data_size > limit_bytes)
+
+    def _unsent(self) -> int:
         writer = getattr(self._transport, "_io_writer", None)
-        buffered: int = writer.transport.get_write_buffer_size() if writer is not None else 0
-        return buffered + int(self._pending_data_size)
+        return writer.transport.get_write_buffer_size() if writer is not None else 0
 
     # -- losing and finding the broker -----------------------------------------------------------
 
@@ -118,7 +124,7 @@ class HardenedClient(Client):
         if not (self.is_closed or self.is_reconnecting):
             # Nothing written during an outage may be executed after it.
             self._pending = []
-            self._pending_data_size = 0
+            self._pending_data_size = self._buffered_bytes = 0
             self._on_lost()
         await super()._process_op_err(e)
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from mesh.adapters.nats.bus import JetStreamReply, NatsBus
+from mesh.adapters.nats.bus import NatsBus
+from mesh.adapters.nats.multiplexer import Reply
 from mesh.errors import InternalError, MeshError, UnavailableError
 from mesh.wire import codec, subjects
 from mesh.wire.messages import HistoryRecord
@@ -136,7 +137,7 @@ class JetStreamHistory:
         )
 
 
-def _read_answer(reply: JetStreamReply) -> _Answer:
+def _read_answer(reply: Reply) -> _Answer:
     try:
         return msgspec.json.decode(reply.data, type=_Answer)
     except msgspec.DecodeError as error:
