@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mesh import errors
 from mesh.errors import MeshError
+from mesh.types import VERSION
 
 if TYPE_CHECKING:
     from mesh.bootstrap import connect as connect
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from mesh.wire.messages import Document as Document
     from mesh.wire.messages import SearchRequest as SearchRequest
 
-__version__ = "0.1.0"
+
+__version__ = VERSION
 
 _LAZY = {
     "ActionContext": "mesh.runtime.sdk",

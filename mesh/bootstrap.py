@@ -24,6 +24,7 @@ from mesh.adapters.state import MeshFile, read_credentials, read_mesh
 from mesh.config import MeshConfig, NatsConfig
 from mesh.errors import StateError, UnavailableError
 from mesh.ports import History
+from mesh.types import VERSION
 from mesh.wire.subjects import slug_of
 
 if TYPE_CHECKING:
@@ -206,7 +207,6 @@ async def node(declared: Node, config: MeshConfig, *, data_dir: Path) -> AsyncIt
         ConflictError: A node of this name runs already.
         StateError: The folder is in use or not writable.
     """
-    import mesh as package
     from mesh.adapters.embedders import load_embedder
     from mesh.adapters.lance import LanceDocuments
     from mesh.adapters.nats.history import JetStreamHistory
@@ -234,7 +234,7 @@ async def node(declared: Node, config: MeshConfig, *, data_dir: Path) -> AsyncIt
                 declared,
                 config,
                 slug=slug,
-                version=package.__version__,
+                version=VERSION,
                 bus=bus,
                 connect_heartbeat=lambda: connect_bus(slug, config.nats, patient=True),
                 documents=documents,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import enum
 from typing import Literal, NewType
 
+VERSION = "0.1.0"
+"""Of the distribution; told in heartbeats and by `--version`."""
+
 Slug = NewType("Slug", str)
 """A node's name on the bus: one subject token."""
 

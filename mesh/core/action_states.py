@@ -33,8 +33,9 @@ def join(known: HistoryRecord | None, record: HistoryRecord) -> HistoryRecord:
     """What is known of an action after hearing `record` as well.
 
     State, time, attempt, duration, result and error come from the record that is further on: by
-    attempt, within one by rank (accepted < running < outcomes), then by time. What belongs to the action as a whole (parameters, digest,
-    trace, the time it was accepted) is kept from whichever record has it.
+    attempt, within one by rank (accepted < running < outcomes), then by time. What belongs to the
+    action as a whole (parameters, digest, trace, the time it was accepted) is kept from whichever
+    record has it.
     """
     one = _normal(record)
     if known is None:

@@ -10,14 +10,13 @@ from typing import Any, TypeVar
 import structlog
 from uuid_utils import uuid7
 
-import mesh
 from mesh.errors import BadRequestError, ConflictError, DeadlineExceededError, MeshError
 from mesh.ports import Clock, History, Message, Registry
 from mesh.runtime.history_index import HistoryIndex
 from mesh.runtime.membership import Membership
 from mesh.runtime.route_publisher import RoutePublisher
 from mesh.runtime.serving import Responder
-from mesh.types import Status
+from mesh.types import VERSION, Status
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
     HistoryPage,
@@ -116,7 +115,7 @@ class MasterApi:
         return PingResult(
             node="master",
             incarnation=self._incarnation,
-            version=mesh.__version__,
+            version=VERSION,
             at=self._clock.unix_ms(),
         )
 

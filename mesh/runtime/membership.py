@@ -11,7 +11,6 @@ from collections.abc import Callable
 import structlog
 from uuid_utils import uuid7
 
-import mesh
 from mesh.config import HealthConfig
 from mesh.core import failure_detector as detector
 from mesh.core.failure_detector import Effect, Event, FailureDetector
@@ -20,7 +19,7 @@ from mesh.errors import BadRequestError, MeshError
 from mesh.ports import Bus, Clock, Message, Registry, Subscription
 from mesh.runtime.background import Background
 from mesh.runtime.prober import Answered, Failed, Prober, ProbeResult
-from mesh.types import Health, Status
+from mesh.types import VERSION, Health, Status
 from mesh.wire import codec, subjects
 from mesh.wire.messages import Changed, Heartbeat, NodeEvent, NodeRecord, NodeRegister
 
@@ -125,7 +124,7 @@ class Membership:
             name=_SELF,
             incarnation=self._incarnation,
             sequence=self._sequence,
-            version=mesh.__version__,
+            version=VERSION,
             type=_SELF,
             capabilities=[],
             dropped=self.dropped,
