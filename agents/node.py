@@ -53,7 +53,7 @@ def run(
         sys.path.insert(0, str(Path.cwd()))
     declared = mesh.Node(config.node.name) if app is None else bootstrap.load_app(app)
     if config.node.name:
-        declared.name = config.node.name
+        declared.name = bootstrap.token(config.node.name)
     if not declared.name:
         raise ConfigError("a node needs a name: give --name or MESH_NODE__NAME")
     folder = data_dir or state_dir / "nodes" / bootstrap.slug_of(declared.name)

@@ -1,39 +1,44 @@
-"""What every agent process does alike: logs, loop, signals, exit."""
+"""What every agent process does alike: loop, signals, exit."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 import uvloop
 
 
-def until_stopped(
-    opened: AbstractAsyncContextManager[object],
-    *,
-    then: Callable[[], Awaitable[None]] | None = None,
-) -> int:
+def until_stopped(opened: AbstractAsyncContextManager[object]) -> int:
     """Run an agent until SIGTERM or SIGINT, then close it; a second signal ends it at once.
+
+    A signal while it is still starting ends that as well.
 
     Args:
         opened: The agent, as a context manager.
-        then: Work to do once it is open; the agent goes on afterwards.
     """
-
-    async def run() -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        async with opened:
-            if then is not None:
-                await then()
-            await stop.wait()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
-
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
+        runner.run(_run(opened))
     return 0
+
+
+async def _run(opened: AbstractAsyncContextManager[object]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    running = asyncio.create_task(_stay(opened))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+    for task in (running, stopping):
+        task.cancel()
+    for outcome in await asyncio.gather(running, stopping, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
+async def _stay(opened: AbstractAsyncContextManager[object]) -> None:
+    async with opened:
+        await asyncio.Event().wait()

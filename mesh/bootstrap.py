@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import importlib
 import logging
+import math
 import random
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -25,7 +26,7 @@ from mesh.config import MeshConfig, NatsConfig
 from mesh.errors import StateError, UnavailableError
 from mesh.ports import History
 from mesh.types import VERSION
-from mesh.wire.subjects import slug_of
+from mesh.wire.subjects import slug_of, token
 
 if TYPE_CHECKING:
     from mesh.adapters.logs import configure_logs as configure_logs
@@ -58,6 +59,7 @@ __all__ = [
     "read_mesh",
     "resolve_nats",
     "slug_of",
+    "token",
 ]
 
 
@@ -70,6 +72,8 @@ def __getattr__(name: str) -> Any:
 
 
 DEFAULT_STATE_DIR = ".mesh"
+_PATIENCE_S = 10.0
+"""How long a starting agent waits for a broker that may be starting as well."""
 
 
 def resolve_nats(
@@ -107,7 +111,7 @@ def resolve_nats(
 
 
 async def connect_bus(
-    identity: str | None, config: NatsConfig, *, patient: bool = False
+    identity: str | None, config: NatsConfig, *, patience_s: float = 0.0
 ) -> NatsBus:
     """A connection that speaks as `identity`; None: as the login's user.
 
@@ -122,7 +126,7 @@ async def connect_bus(
         login = read_credentials(Path(config.credentials))
         user, password = login.user, login.password
     return await NatsBus.connect(
-        identity or user or "operator", config, user=user, password=password, patient=patient
+        identity or user or "operator", config, user=user, password=password, patience_s=patience_s
     )
 
 
@@ -228,7 +232,7 @@ async def node(declared: Node, config: MeshConfig, *, data_dir: Path) -> AsyncIt
             opened.push_async_callback(documents.close)
             journal = await SqlJournal.open(data_dir / "journal.db")
             opened.push_async_callback(journal.close)
-            bus = await connect_bus(slug, config.nats, patient=True)
+            bus = await connect_bus(slug, config.nats, patience_s=_PATIENCE_S)
             opened.push_async_callback(bus.close)
             server = NodeServer(
                 declared,
@@ -236,7 +240,7 @@ async def node(declared: Node, config: MeshConfig, *, data_dir: Path) -> AsyncIt
                 slug=slug,
                 version=VERSION,
                 bus=bus,
-                connect_heartbeat=lambda: connect_bus(slug, config.nats, patient=True),
+                connect_heartbeat=lambda: connect_bus(slug, config.nats, patience_s=math.inf),
                 documents=documents,
                 embedder=embedder,
                 journal=journal,
@@ -272,7 +276,7 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
         database = config.master.database or f"sqlite+aiosqlite:///{data_dir / 'registry.db'}"
         registry = await SqlRegistry.open(database)
         try:
-            bus = await connect_bus("master", config.nats, patient=True)
+            bus = await connect_bus("master", config.nats, patience_s=_PATIENCE_S)
             try:
                 history = JetStreamHistory(bus)
                 await _prepared(history)

@@ -301,7 +301,9 @@ class Journal(Protocol):
         ...
 
     async def begin(self, action_id: str, attempt: int) -> None:
-        """Note that attempt number `attempt` starts."""
+        """Note that attempt number `attempt` starts: from here on the entry is `running`, which
+        is how the next life tells what may have had an effect.
+        """
         ...
 
     async def settle(self, outcome: HistoryRecord) -> None:
@@ -360,8 +362,8 @@ class Registry(Protocol):
         """
         ...
 
-    async def observe(self, record: NodeRecord) -> None:
-        """Save what the node last told of itself and how its probes went."""
+    async def observe(self, *records: NodeRecord) -> None:
+        """Save what nodes last told of themselves and how their probes went; one transaction."""
         ...
 
     async def remove(self, slug: str, *, incarnation: int) -> None:

@@ -26,8 +26,8 @@ from mesh.wire.messages import (
 _SMOOTHING = 0.2
 """Share of the newest probe in the response time: the last nine make 86 % of it."""
 
-_WORTH_SAVING = 0.1
-"""Change of the response time, relative, that is worth a write to the database."""
+_WORTH_SAVING = 0.5
+"""Change of the response time, relative, that is worth a write: it is measured again soon."""
 
 _NAMED_AT_MOST = 20
 

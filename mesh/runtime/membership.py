@@ -27,6 +27,7 @@ log = structlog.get_logger()
 
 _SELF = "master"
 _SAVE_EVERY_S = 1.0
+_SAVE_AT_ONCE = 256
 _TICKS_PER_INTERVAL = 5
 _MOST_INCARNATION = 2**53
 
@@ -297,13 +298,16 @@ class Membership:
         await self._save()
 
     async def _save(self) -> None:
-        for record in self.view.unsaved():
+        unsaved = self.view.unsaved()
+        for start in range(0, len(unsaved), _SAVE_AT_ONCE):
+            batch = unsaved[start : start + _SAVE_AT_ONCE]
             try:
-                await self._registry.observe(record)
-            except MeshError as error:
-                log.warning("mesh.registry.save_failed", node=record.slug, error=str(error))
+                await self._registry.observe(*batch)
+            except MeshError as error:  # they stay unsaved, and are tried again
+                log.warning("mesh.registry.save_failed", nodes=len(batch), error=str(error))
             else:
-                self.view.saved(record)
+                for record in batch:
+                    self.view.saved(record)
 
 
 def _record_of(beat: Heartbeat, now_ms: int) -> NodeRecord:

@@ -69,7 +69,32 @@ def invalid(error: msgspec.ValidationError) -> InvalidError:
         if found := pattern.search(message):
             path = f"{path}.{found.group(1)}" if path else found.group(1)
     field = path or "body"
+    message = _in_words(message)
     return InvalidError(f"{field}: {message}", fields={field: [message]})
+
+
+_WORDS = [
+    (re.compile(r"Expected `str` of length >= 1$"), "must not be empty"),
+    (re.compile(r"Expected `\w+` of length (>=|<=) (\d+)$"), "must have {0} {1} entries"),
+    (re.compile(r"Expected `\w+` (>=|<=|>|<) (\S+)$"), "must be {0} {1}"),
+    (
+        re.compile(r"Expected `str` matching regex .*A-Za-z0-9_.*$"),
+        "must be a name: letters, digits, '_' and '-'",
+    ),
+    (re.compile(r"Object contains unknown field `.*`$"), "is not known here"),
+    (re.compile(r"Object missing required field `.*`$"), "is missing"),
+    (re.compile(r"Expected `(.*)`, got `(.*)`$"), "expected {0}, got {1}"),
+    (re.compile(r"Invalid enum value (.*)$"), "cannot be {0}"),
+]
+_SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
+
+
+def _in_words(message: str) -> str:
+    """Msgspec's message as a person would put it."""
+    for pattern, words in _WORDS:
+        if found := pattern.search(message):
+            return words.format(*(_SIGNS.get(part, part) for part in found.groups()))
+    return message
 
 
 def ok(result: Any) -> bytes:

@@ -50,8 +50,10 @@ def slug_of(name: str) -> str:
     """The slug a display name gets: lower case, runs of other characters become one `-`.
 
     Raises:
-        InvalidError: Nothing is left, or the result is reserved.
+        InvalidError: Nothing is left, the result is reserved, or the name holds a wildcard.
     """
+    if "*" in name or ">" in name or not name.isprintable():
+        return token(name)
     slug = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:64].strip("-")
     return free_name(slug) if slug else token(name)
 

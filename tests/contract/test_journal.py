@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from action_world import MemoryJournal
 
 from mesh.adapters.sql.journal import SqlJournal
 from mesh.errors import ConflictError, NotFoundError, StateError, UnavailableError
+from mesh.ports import Journal
 from mesh.types import ActionState
 from mesh.wire.messages import ActionRequest, HistoryRecord
 
@@ -57,13 +59,19 @@ def path(tmp_path) -> Path:
 
 
 @pytest.fixture
-async def journal(path):
+async def stored(path):
     journal = await SqlJournal.open(path)
     yield journal
     await journal.close()
 
 
-async def accept(journal: SqlJournal, action_id: str = "1", at: int = 10) -> None:
+@pytest.fixture(params=["sql", "memory"])
+def journal(request) -> Journal:
+    """The real one, and the fake that the executor's tests trust."""
+    return request.getfixturevalue("stored") if request.param == "sql" else MemoryJournal()
+
+
+async def accept(journal: Journal, action_id: str = "1", at: int = 10) -> None:
     await journal.accept(request(action_id), caller="ops", digest="d", accepted_at=at)
 
 
@@ -80,7 +88,7 @@ async def test_an_accepted_action_is_unsettled_until_its_outcome(journal):
     assert entry is not None
     assert entry.request == request()
     assert (entry.caller, entry.digest, entry.accepted_at) == ("ops", "d", 10)
-    assert (entry.state, entry.attempt, entry.outcome) == (ActionState.ACCEPTED, 2, None)
+    assert (entry.state, entry.attempt, entry.outcome) == (ActionState.RUNNING, 2, None)
     assert not entry.recorded
     assert await journal.unsettled() == [entry]
     await journal.settle(outcome(attempt=2))
@@ -96,10 +104,22 @@ async def test_an_accepted_action_is_unsettled_until_its_outcome(journal):
     assert found.recorded
 
 
-async def test_an_id_is_accepted_once(journal):
-    await accept(journal)
+async def test_after_a_crash_it_is_known_what_had_begun(stored, path):
+    """An action that may have had its effect must not run a second time."""
+    for action_id in ("accepted", "begun"):
+        await accept(stored, action_id)
+    await stored.begin("begun", 1)
+    await stored.close()
+    again = await SqlJournal.open(path)
+    states = {entry.request.id: entry.state for entry in await again.unsettled()}
+    await again.close()
+    assert states == {"accepted": ActionState.ACCEPTED, "begun": ActionState.RUNNING}
+
+
+async def test_an_id_is_accepted_once(stored):
+    await accept(stored)
     with pytest.raises(ConflictError):
-        await accept(journal)
+        await accept(stored)
 
 
 async def test_a_forgotten_id_is_free_again(journal):
@@ -109,9 +129,9 @@ async def test_a_forgotten_id_is_free_again(journal):
     await accept(journal)
 
 
-async def test_an_outcome_of_nothing_is_not_swallowed(journal):
+async def test_an_outcome_of_nothing_is_not_swallowed(stored):
     with pytest.raises(NotFoundError):
-        await journal.settle(outcome())
+        await stored.settle(outcome())
 
 
 async def test_leftovers_come_oldest_first(journal):
@@ -136,9 +156,9 @@ async def test_only_recorded_outcomes_grow_old(journal):
         assert await journal.find(action_id) is not None
 
 
-async def test_the_next_process_finds_it_all(journal, path):
-    await accept(journal)
-    await journal.close()
+async def test_the_next_process_finds_it_all(stored, path):
+    await accept(stored)
+    await stored.close()
     again = await SqlJournal.open(path)
     assert [entry.request for entry in await again.unsettled()] == [request()]
     await again.close()
@@ -177,17 +197,17 @@ async def test_a_killed_process_loses_nothing_it_was_told_is_stored(path):
     await journal.close()
 
 
-async def test_the_file_is_its_owners_alone(journal, path):
-    await accept(journal)
+async def test_the_file_is_its_owners_alone(stored, path):
+    await accept(stored)
     for file in path.parent.glob("journal.db*"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
-async def test_a_closed_journal_says_so(journal):
-    await journal.close()
-    await journal.close()
+async def test_a_closed_journal_says_so(stored):
+    await stored.close()
+    await stored.close()
     with pytest.raises(UnavailableError, match="closed"):
-        await journal.find("1")
+        await stored.find("1")
 
 
 async def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -144,7 +144,15 @@ async def test_what_is_observed_leaves_an_operators_words_alone(registry):
     [stored] = await registry.nodes()
     assert stored == msgspec.structs.replace(seen, description="old", weight=1.0)
     await registry.observe(node("nobody"))
-    assert len(await registry.nodes()) == 1
+    await registry.observe()
+    assert await registry.nodes() == [stored]
+
+
+async def test_many_are_observed_at_once(registry):
+    for slug in "abc":
+        await registry.enrol(node(slug))
+    await registry.observe(*(node(slug, version=f"v{slug}") for slug in "abx"))
+    assert [one.version for one in await registry.nodes()] == ["va", "vb", ""]
 
 
 async def test_a_removed_node_is_remembered_by_its_newest_life(registry):

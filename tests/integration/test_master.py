@@ -300,6 +300,17 @@ async def test_a_dead_broker_is_blindness_and_no_mass_death(mesh):
     assert mesh.health("crm") is mesh.health("docs") is Health.HEALTHY
 
 
+async def test_a_probe_that_the_broker_took_with_it_says_nothing_of_the_node(mesh):
+    node = await mesh.healthy()
+    node.answering = False
+    pings = node.pings
+    await until(lambda: node.pings > pings)
+    failures = mesh.record().failures
+    mesh.broker.stop()
+    await asyncio.sleep(2 * INTERVAL)
+    assert mesh.record().failures == failures
+
+
 async def test_a_network_that_swallows_everything_is_blindness_too(mesh):
     await mesh.healthy()
     mesh.broker.muted = lambda _subject: True
@@ -634,7 +645,7 @@ async def test_a_failing_database_costs_nothing_but_the_write(mesh, monkeypatch)
     node = await mesh.healthy()
     broken = 0
 
-    async def refuse(_record: NodeRecord) -> None:
+    async def refuse(*_records: NodeRecord) -> None:
         nonlocal broken
         broken += 1
         raise UnavailableError("disk full")

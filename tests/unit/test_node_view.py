@@ -132,9 +132,9 @@ def test_probes_make_the_response_time_and_count_failures_in_a_row(view):
 def test_a_response_time_that_hardly_moved_is_not_worth_a_write(view):
     view.probed("crm", took_ms=10.0, at=1)
     view.saved(view.unsaved()[0])
-    view.probed("crm", took_ms=10.5, at=2)
+    view.probed("crm", took_ms=12.0, at=2)
     assert view.unsaved() == []
-    view.probed("crm", took_ms=30.0, at=3)
+    view.probed("crm", took_ms=50.0, at=3)
     assert len(view.unsaved()) == 1
 
 

@@ -69,7 +69,7 @@ class NatsBus:
         *,
         user: str | None = None,
         password: str | None = None,
-        patient: bool = False,
+        patience_s: float = 0.0,
     ) -> NatsBus:
         """Log in.
 
@@ -78,19 +78,21 @@ class NatsBus:
             config: Where the broker is, and the limits.
             user: Login; None: none is sent.
             password: Its secret.
-            patient: Keep trying until a broker is there instead of failing at once.
+            patience_s: How long to go on trying while no server answers.
 
         Raises:
-            DisconnectedError: No server answers (never when `patient`).
+            DisconnectedError: No server answers.
             UnauthorizedError: The broker refuses the login.
         """
         attempt = 0
+        clock = asyncio.get_running_loop()
+        give_up = clock.time() + patience_s
         while True:
             bus = cls(identity, config)
             try:
                 await bus._open(user, password)
             except DisconnectedError as error:
-                if not patient:
+                if clock.time() >= give_up:
                     raise
                 if attempt % 20 == 0:
                     log.warning("mesh.bus.broker_awaited", servers=config.servers, error=str(error))

@@ -29,7 +29,11 @@ _entries = models.entries
 _this = _entries.c.id == sa.bindparam("entry")
 _find = sa.select(_entries).where(_this)
 _accept = sa.insert(_entries)
-_begin = sa.update(_entries).where(_this).values(attempt=sa.bindparam("number"))
+_begin = (
+    sa.update(_entries)
+    .where(_this)
+    .values(state=ActionState.RUNNING.value, attempt=sa.bindparam("number"))
+)
 _settle = (
     sa.update(_entries)
     .where(_this)

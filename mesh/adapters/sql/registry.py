@@ -37,6 +37,12 @@ _OBSERVED = (
     "updated_at",
 )
 
+_OBSERVE = (
+    sa.update(models.nodes)
+    .where(models.nodes.c.slug == sa.bindparam("new_slug"))
+    .values({field: sa.bindparam(f"new_{field}") for field in _OBSERVED})
+)
+
 
 class SqlRegistry:
     """Registered nodes and the index of the action history."""
@@ -127,16 +133,16 @@ class SqlRegistry:
             raise NotFoundError(f"no node {slug!r} is registered")
         return _node(row)
 
-    async def observe(self, record: NodeRecord) -> None:
-        told = _fields(record)
-        statement = (
-            sa.update(models.nodes)
-            .where(models.nodes.c.slug == record.slug)
-            .values({field: told[field] for field in _OBSERVED})
-        )
+    async def observe(self, *records: NodeRecord) -> None:
+        if not records:
+            return
+        told = [
+            {f"new_{field}": getattr(record, field) for field in ("slug", *_OBSERVED)}
+            for record in records
+        ]
         with translated():
             async with self._writing() as connection:
-                await connection.execute(statement)
+                await connection.execute(_OBSERVE, told)
 
     async def remove(self, slug: str, *, incarnation: int) -> None:
         removed = models.removed_nodes
