@@ -329,3 +329,26 @@ async def test_unsubscribed_is_unheard(connect):
     await crm.flush()
     with pytest.raises(NoRespondersError):
         await ask(ops)
+
+
+async def test_patience_ends_and_does_not_spin():
+    """nats-py tries for ever without a pause, and may swallow being cancelled."""
+    config = NatsConfig(servers=["nats://127.0.0.1:1"])
+    began, worked = time.monotonic(), time.process_time()
+    with pytest.raises(DisconnectedError):
+        await NatsBus.connect("ops", config, patience_s=1.0)
+    assert 1.0 <= time.monotonic() - began < 5
+    assert time.process_time() - worked < 0.5
+
+
+async def test_patience_is_rewarded(broker):
+    broker.stop()
+    config = NatsConfig(servers=[broker.url])
+    waiting = asyncio.create_task(
+        NatsBus.connect("ops", config, patience_s=20, **broker.login("operator"))
+    )
+    await asyncio.sleep(0.3)
+    await asyncio.to_thread(broker.start)
+    bus = await waiting
+    assert bus.connected
+    await bus.close()

@@ -32,6 +32,8 @@ log = structlog.get_logger()
 _GONE = (OSError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
+_PAUSE_S = 0.2
+"""nats-py's own pause before it tries a server again while connecting for the first time."""
 
 
 class NatsSubscription:
@@ -115,7 +117,7 @@ class NatsBus:
                 connect_timeout=self._config.connect_timeout_s,  # type: ignore[arg-type]
                 ping_interval=self._config.ping_interval_s,  # type: ignore[arg-type]
                 max_outstanding_pings=self._config.max_outstanding_pings,
-                reconnect_time_wait=0,
+                reconnect_time_wait=_PAUSE_S,
                 reconnect_to_server_handler=self._next_server,
                 max_reconnect_attempts=-1,
                 pending_size=-1,  # fail fast: nothing is kept for after an outage
@@ -131,7 +133,7 @@ class NatsBus:
             await self._client.hang_up()
             raise
         except BaseException:
-            opening.cancel()
+            await _end(opening)
             await self._client.hang_up()
             raise
         self._found.set()
@@ -146,8 +148,7 @@ class NatsBus:
             return_when=asyncio.FIRST_COMPLETED,
         )
         if not opening.done():
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
+            await _end(opening)
             raise self._connect_error(refused.result() if refused.done() else None)
         opening.result()
 
@@ -329,6 +330,13 @@ class NatsBus:
             raise DeadlineExceededError("the broker did not answer a ping in time") from error
         except nats.errors.Error as error:
             raise DisconnectedError(f"the broker is away: {error}") from error
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel until it heeds: Python 3.11's `wait_for`, in nats-py, can swallow a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=0.1)
 
 
 @functools.lru_cache(maxsize=4096)
