@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-Source = tuple[str, Path | None]
+Source = tuple[str, Path]
 """A collection and the file or folder it is loaded from."""
+
+_RETRY_S = 5.0
 
 
 def run(
@@ -92,15 +94,21 @@ class _LoadedNode:
 
     async def _load_all(self, server: NodeServer) -> None:
         for collection, path in self._sources:
-            if path is None:
-                continue
             try:
-                await self._load(server, collection, path)
-            except MeshError as error:
-                why = str(error)
-                log.warning("mesh.collection.not_loaded", collection=collection, error=why)
+                while not await self._loaded(server, collection, path):  # noqa: ASYNC110 (a broker)
+                    await asyncio.sleep(_RETRY_S)
             except Exception:
                 log.exception("mesh.collection.not_loaded", collection=collection, path=str(path))
+
+    async def _loaded(self, server: NodeServer, collection: str, path: Path) -> bool:
+        """Whether there is nothing left to try."""
+        try:
+            await self._load(server, collection, path)
+        except MeshError as error:
+            why = str(error)
+            log.warning("mesh.collection.not_loaded", collection=collection, error=why)
+            return not error.retryable
+        return True
 
     async def _load(self, server: NodeServer, collection: str, path: Path) -> None:
         """A file is loaded once, or a document deleted later would be back after a restart."""

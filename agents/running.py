@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from contextlib import AbstractAsyncContextManager
 
@@ -17,6 +18,7 @@ def until_stopped(opened: AbstractAsyncContextManager[object]) -> int:
     Args:
         opened: The agent, as a context manager.
     """
+    os.umask(0o077)  # what an agent keeps is its owner's alone
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(opened))
     return 0

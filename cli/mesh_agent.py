@@ -133,7 +133,7 @@ def run(
     collection: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[=FILE]",
+            metavar="NAME=FILE",
             help="A collection, and a JSONL, CSV or Markdown file or folder to load; repeatable.",
         ),
     ] = None,
@@ -245,14 +245,14 @@ def _logs(ids: Mapping[str, str], *, debug: bool) -> None:
     bootstrap.configure_logs(ids=ids, debug=debug)
 
 
-def _collection(text: str) -> tuple[str, Path | None]:
-    """`notes=notes.jsonl` → its parts; a name alone is an empty collection."""
-    name, given, file = text.partition("=")
-    if not name or (given and not file):
-        raise typer.BadParameter(f"{text!r} is not NAME or NAME=FILE", param_hint="--collection")
-    if file and not Path(file).exists():
+def _collection(text: str) -> tuple[str, Path]:
+    """`notes=notes.jsonl` → its parts."""
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise typer.BadParameter(f"{text!r} is not NAME=FILE", param_hint="--collection")
+    if not Path(file).exists():
         raise typer.BadParameter(f"there is no {file}", param_hint="--collection")
-    return name, Path(file) if file else None
+    return name, Path(file)
 
 
 def _meshctl() -> str:

@@ -29,6 +29,8 @@ class NatsConfig(Settings, frozen=True, kw_only=True):
     connect_timeout_s: Seconds = 5.0
     ping_interval_s: Seconds = 5.0
     max_outstanding_pings: Annotated[int, Meta(ge=1, le=100)] = 2
+    sync_interval: Annotated[str, Meta(pattern=r"^(always|[1-9]\d*(ms|s|m|h))$")] = "2m"
+    """How often the embedded broker forces JetStream to disk; `always` survives a power cut."""
     max_pending_bytes: Annotated[int, Meta(ge=65_536)] = 16 * 1024 * 1024
     """Unsent bytes beyond which new requests are refused as overloaded."""
 

@@ -311,11 +311,13 @@ class Journal(Protocol):
         ...
 
     async def forget(self, action_id: str) -> None:
-        """The action was refused before it ran: its id is free again."""
+        """Free the id of an action that was refused before it ran (state `cancelled`); one that
+        was accepted again meanwhile is left alone.
+        """
         ...
 
-    async def recorded(self, action_id: str) -> None:
-        """History has the outcome."""
+    async def recorded(self, outcome: HistoryRecord) -> None:
+        """History has this outcome; that of a later attempt is another one."""
         ...
 
     async def unrecorded(self) -> list[HistoryRecord]:

@@ -143,12 +143,16 @@ class MemoryJournal:
 
     async def forget(self, action_id: str) -> None:
         self._process.step()
-        self._entries.pop(action_id, None)
+        entry = self._entries.get(action_id)
+        if entry is not None and entry.state is ActionState.CANCELLED:
+            del self._entries[action_id]
         self._process.step()
 
-    async def recorded(self, action_id: str) -> None:
+    async def recorded(self, outcome: HistoryRecord) -> None:
         self._process.step()
-        self._change(action_id, recorded=True)
+        entry = self._entries.get(outcome.id)
+        if entry is not None and entry.outcome is not None and entry.attempt == outcome.attempt:
+            self._change(outcome.id, recorded=True)
         self._process.step()
 
     async def unrecorded(self) -> list[HistoryRecord]:

@@ -74,7 +74,12 @@ def run(config: MeshConfig, *, state_dir: Path, nats_port: int, nodes: int, view
             user: login.password
             for user, login in state.credentials(bootstrap.EmbeddedBroker.USERS).items()
         }
-        broker = bootstrap.EmbeddedBroker(store=state.broker, passwords=passwords, port=nats_port)
+        broker = bootstrap.EmbeddedBroker(
+            store=state.broker,
+            passwords=passwords,
+            port=nats_port,
+            sync_interval=config.nats.sync_interval,
+        )
         plan = plan_samples(nodes, state.samples)
         asyncio.run(_Mesh(config, state, broker, plan, view).run())
     return 0

@@ -13,7 +13,13 @@ from uuid_utils import uuid7
 
 from mesh.config import MeshConfig
 from mesh.core.route_table import NeedSnapshot, RouteFollower, RouteTable, refusal
-from mesh.errors import BadRequestError, MeshError, NotFoundError, UnavailableError
+from mesh.errors import (
+    BadRequestError,
+    InvalidError,
+    MeshError,
+    NotFoundError,
+    UnavailableError,
+)
 from mesh.ports import Bus, Clock, Message, Subscription
 from mesh.runtime.caller import Caller
 from mesh.runtime.discovery import route_of
@@ -52,6 +58,7 @@ _ROUTES_TIMEOUT_S = 2.0
 _DISCOVERY_S = 0.5
 _HISTORY_TIMEOUT_S = 10.0
 _PAGES_TRIES = 3
+_NAMES = {"options.collections", "options.nodes"}
 
 
 class MeshClient:
@@ -199,7 +206,14 @@ class MeshClient:
         }
         asked = {"query": query, "limit": limit, "options": options, "id": str(uuid7())}
         request = codec.convert(asked, SearchRequest)
-        return await self._federation.search(request, self.routes)
+        try:
+            return await self._federation.search(request, self.routes)
+        except InvalidError as error:
+            # The name may be newer than our table: ask once before saying that there is no such.
+            if not error.fields.keys() & _NAMES:
+                raise
+            await self._refresh()
+            return await self._federation.search(request, self.routes)
 
     async def run_action(
         self,

@@ -279,7 +279,7 @@ class Executor:
     async def _record(self, outcome: HistoryRecord) -> None:
         """Return once history has the outcome: the caller hears of it only then."""
         await self._store(outcome)
-        await self._journal.recorded(outcome.id)
+        await self._journal.recorded(outcome)
 
     async def _store(self, record: HistoryRecord) -> None:
         """As often as it takes."""

@@ -139,7 +139,7 @@ class Federation:
             match outcome:
                 case Candidates():
                     parts.append(msgspec.structs.replace(outcome, node=node))
-                    reports += _answered(holders, outcome)
+                    reports += _answered(holders, outcome, filtered=bool(request.options.filters))
                 case InvalidError():
                     refusals.append(outcome)
                     reports += [_report(holder, "skipped", str(outcome)) for holder in holders]
@@ -205,12 +205,13 @@ class Federation:
         return {(node, collection, document.id): document.content for document in answer.documents}
 
 
-def _answered(holders: Sequence[Holder], part: Candidates) -> list[ShardReport]:
+def _answered(holders: Sequence[Holder], part: Candidates, *, filtered: bool) -> list[ShardReport]:
     came = {hits.collection for hits in part.shards}
+    absent = ("skipped", "it cannot be filtered") if filtered else ("failed", "it is gone there")
     return [
         _report(holder, "ok", "", part.took_ms)
         if holder.info.name in came
-        else _report(holder, "failed", "the node no longer holds it")
+        else _report(holder, *absent)
         for holder in holders
     ]
 

@@ -82,6 +82,7 @@ class NodeServer:
         self._rng = rng
         self._incarnation = clock.unix_ms()
         self._draining = False
+        self._told_of = {info.name for info in documents.collections()}
         self._meters = {verb: ServiceTime() for verb in ("search", "fetch", "action")}
         self._subscriptions: list[Subscription] = []
         self._pruner: asyncio.Task[None] | None = None
@@ -316,8 +317,9 @@ class NodeServer:
             rows=info.rows,
         )
         self._publish("changed", codec.encode(event))
-        if self._heartbeat is not None and info.rows == 0:
-            self._heartbeat.beat_now()
+        if self._heartbeat is not None and set(known) != self._told_of:
+            self._heartbeat.beat_now()  # a collection is new or gone: nobody should wait a second
+        self._told_of = set(known)
 
     def _tell(self, name: str) -> None:
         self._publish(name, codec.encode(NodeEvent(incarnation=self._incarnation)))

@@ -97,7 +97,9 @@ async def test_an_accepted_action_is_unsettled_until_its_outcome(journal):
     assert (settled.state, settled.outcome) == (ActionState.SUCCEEDED, outcome(attempt=2))
     assert await journal.unsettled() == []
     assert await journal.unrecorded() == [outcome(attempt=2)]
-    await journal.recorded("1")
+    await journal.recorded(outcome(attempt=1))
+    assert await journal.unrecorded() == [outcome(attempt=2)], "that was another attempt"
+    await journal.recorded(outcome(attempt=2))
     assert await journal.unrecorded() == []
     found = await journal.find("1")
     assert found is not None
@@ -122,11 +124,23 @@ async def test_an_id_is_accepted_once(stored):
         await accept(stored)
 
 
-async def test_a_forgotten_id_is_free_again(journal):
+async def test_a_refused_id_is_free_again(journal):
     await accept(journal)
+    await journal.settle(outcome(state=ActionState.CANCELLED))
     await journal.forget("1")
     assert await journal.find("1") is None
     await accept(journal)
+
+
+async def test_an_action_accepted_again_is_not_forgotten_with_its_refusal(journal):
+    await accept(journal)
+    await journal.forget("1")
+    assert await journal.find("1") is not None
+    await journal.begin("1", 2)
+    await journal.recorded(outcome(attempt=1, state=ActionState.CANCELLED))
+    entry = await journal.find("1")
+    assert entry is not None
+    assert not entry.recorded
 
 
 async def test_an_outcome_of_nothing_is_not_swallowed(stored):
@@ -149,7 +163,7 @@ async def test_only_recorded_outcomes_grow_old(journal):
         await journal.settle(outcome(action_id, at=at))
     await accept(journal, "unsettled", 10)
     for action_id in ("old", "new"):
-        await journal.recorded(action_id)
+        await journal.recorded(outcome(action_id))
     assert await journal.prune(50) == 1
     assert await journal.find("old") is None
     for action_id in ("new", "unrecorded", "unsettled"):
@@ -168,7 +182,7 @@ async def test_many_at_once(journal):
     async def live(action_id: str) -> None:
         await accept(journal, action_id)
         await journal.settle(outcome(action_id))
-        await journal.recorded(action_id)
+        await journal.recorded(outcome(action_id))
 
     await asyncio.gather(*(live(f"{n}") for n in range(50)))
     assert await journal.unrecorded() == []

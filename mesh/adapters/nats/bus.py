@@ -117,7 +117,7 @@ class NatsBus:
                 connect_timeout=self._config.connect_timeout_s,  # type: ignore[arg-type]
                 ping_interval=self._config.ping_interval_s,  # type: ignore[arg-type]
                 max_outstanding_pings=self._config.max_outstanding_pings,
-                reconnect_time_wait=_PAUSE_S,
+                reconnect_time_wait=_PAUSE_S,  # type: ignore[arg-type]
                 reconnect_to_server_handler=self._next_server,
                 max_reconnect_attempts=-1,
                 pending_size=-1,  # fail fast: nothing is kept for after an outage

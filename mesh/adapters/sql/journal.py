@@ -45,8 +45,12 @@ _settle = (
         recorded=False,
     )
 )
-_recorded = sa.update(_entries).where(_this).values(recorded=True)
-_forget = sa.delete(_entries).where(_this)
+_recorded = (
+    sa.update(_entries)
+    .where(_this, _entries.c.attempt == sa.bindparam("number"), _entries.c.outcome.is_not(None))
+    .values(recorded=True)
+)
+_forget = sa.delete(_entries).where(_this, _entries.c.state == ActionState.CANCELLED.value)
 _open_entries = (
     sa.select(_entries)
     .where(_entries.c.recorded.is_(False))
@@ -120,8 +124,8 @@ class SqlJournal:
     async def forget(self, action_id: str) -> None:
         await self._write(_forget, entry=action_id)
 
-    async def recorded(self, action_id: str) -> None:
-        await self._write(_recorded, entry=action_id)
+    async def recorded(self, outcome: HistoryRecord) -> None:
+        await self._write(_recorded, entry=outcome.id, number=outcome.attempt)
 
     async def unrecorded(self) -> list[HistoryRecord]:
         rows = await self._run(lambda connection: connection.execute(_unrecorded).mappings().all())
