@@ -64,13 +64,11 @@ class MemoryBroker:
         self.sent.append(message)
         if self.muted(message.subject):
             return 1
-        groups: dict[tuple[str, str], list[MemorySubscription]] = {}
+        groups: dict[str, list[MemorySubscription]] = {}
         listeners = []
         for subscription in self._interested(message.subject):
             if subscription.queue:
-                groups.setdefault((subscription.subject, subscription.queue), []).append(
-                    subscription
-                )
+                groups.setdefault(subscription.queue, []).append(subscription)
             else:
                 listeners.append(subscription)
         listeners += [members[next(self._turn) % len(members)] for members in groups.values()]
@@ -231,7 +229,10 @@ class MemoryBus:
     def _tell(self, *, connected: bool) -> None:
         if not self._closed:
             for listener in self._listeners:
-                listener(connected)
+                try:
+                    listener(connected)
+                except Exception:  # noqa: BLE001 (as the real bus: counted, never fatal)
+                    self._broker.handler_failures += 1
 
     def _break(self) -> None:
         waiting, self._waiting = self._waiting, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -113,3 +114,22 @@ async def health_of(client, slug: str) -> str:
         (record,) = (await client.nodes(node=slug)).nodes
         return str(record.health)
     return ""
+
+
+async def incarnation_of(client, slug: str) -> int:
+    """Of the life the registry knows; 0 while no master answers."""
+    with contextlib.suppress(MeshError):
+        (record,) = (await client.nodes(node=slug)).nodes
+        return record.incarnation
+    return 0
+
+
+async def until_reborn(client, slug: str, *, after: int) -> None:
+    """Until a later life of the node than `after` is healthy: right after a kill the registry still
+    shows the old one, in good health.
+    """
+    async with asyncio.timeout(START_S):
+        while await incarnation_of(client, slug) <= after:
+            await asyncio.sleep(0.05)
+        while await health_of(client, slug) != "healthy":
+            await asyncio.sleep(0.05)

@@ -61,14 +61,3 @@ def test_help_is_nearly_as_fast_as_a_bare_typer_app(tmp_path):
         f"\nmeshctl {meshctl * 1e3:.0f} ms, bare {typer_alone * 1e3:.0f} ms: {ratio:.2f} times\n"
     )
     assert ratio <= ALLOWED
-
-
-def test_help_loads_no_driver():
-    code = (
-        "import sys\nfrom cli.meshctl.app import run\nassert run(['--help']) == 0\n"
-        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
-        "slow = {'lancedb', 'nats', 'sqlalchemy', 'pyarrow', 'wordllama', 'numpy', 'structlog'}\n"
-        "assert not loaded & slow, loaded & slow\n"
-        "assert 'mesh.bootstrap' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from live_mesh import health_of
+from live_mesh import health_of, incarnation_of, until_reborn
 from processes import pause
 
 from mesh.errors import DisconnectedError, MeshError
@@ -103,16 +103,18 @@ async def test_node_killed_under_load_loses_nothing_acknowledged(live, client):
 
     writers = [asyncio.create_task(write(worker)) for worker in range(4)]
     await asyncio.sleep(2)
+    before = await incarnation_of(client, "beta")
     beta.end(signal.SIGKILL)
     beta.start()
     await asyncio.gather(*writers)
-    await until_health(client, "beta", "healthy", within_s=60)
+    await until_reborn(client, "beta", after=before)
     assert acknowledged
     await assert_kept(client, acknowledged, node="beta")
 
 
 async def test_user_action_is_never_run_twice_by_a_kill(live, client):
     gamma = live.nodes["gamma"]
+    before = await incarnation_of(client, "gamma")
     answered = set()
 
     async def note(number):
@@ -129,7 +131,7 @@ async def test_user_action_is_never_run_twice_by_a_kill(live, client):
             gamma.end(signal.SIGKILL)
     gamma.start()
     await asyncio.gather(*tasks)
-    await until_health(client, "gamma", "healthy", within_s=60)
+    await until_reborn(client, "gamma", after=before)
     runs = (live.folder / "runs").read_text().split()
     assert len(runs) == len(set(runs)), "an effect was doubled"
     assert answered <= set(runs)
