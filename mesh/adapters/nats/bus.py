@@ -323,6 +323,8 @@ class NatsBus:
         return NatsSubscription(self._client, sid)
 
     async def flush(self, *, timeout_s: float = 5.0) -> None:
+        if not self._client.is_connected:  # nats-py would return as if all had been sent
+            raise DisconnectedError("the broker is away")
         try:
             self._client._flush_now()  # noqa: SLF001
             await self._client.flush(timeout=timeout_s)  # type: ignore[arg-type]
