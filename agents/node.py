@@ -18,7 +18,7 @@ import mesh
 from agents.running import until_stopped
 from mesh import bootstrap
 from mesh.config import MeshConfig
-from mesh.errors import ConfigError, MeshError
+from mesh.errors import ConfigError, ConflictError, MeshError
 
 if TYPE_CHECKING:
     from mesh.bootstrap import NodeServer
@@ -76,10 +76,13 @@ class _LoadedNode:
         self._memory = folder / "loaded.json"
         self._sources = sources
         self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._superseded = False
 
     async def __aenter__(self) -> None:
         server = await self._opened.__aenter__()
         self._loading = asyncio.create_task(self._load_all(server))
+        self._watching = asyncio.create_task(self._watch(server, asyncio.current_task()))
 
     async def __aexit__(
         self,
@@ -87,10 +90,20 @@ class _LoadedNode:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.gather(self._loading, return_exceptions=True)
+        beside = [task for task in (self._loading, self._watching) if task is not None]
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await self._opened.__aexit__(kind, error, trace)
+        if self._superseded:
+            raise ConflictError("a newer node of this name has started; this one has ended")
+
+    async def _watch(self, server: NodeServer, owner: asyncio.Task[Any] | None) -> None:
+        """End the agent when its node has been superseded."""
+        await server.superseded()
+        self._superseded = True
+        if owner is not None:
+            owner.cancel()
 
     async def _load_all(self, server: NodeServer) -> None:
         for collection, path in self._sources:
@@ -123,7 +136,8 @@ class _LoadedNode:
         report = await mesh.import_documents(
             mesh.read_documents(path), index, collection=collection
         )
-        self._memory.write_text(json.dumps(loaded | {collection: digest}))
+        memory = loaded | {collection: digest}
+        await asyncio.to_thread(bootstrap.write_json, self._memory, memory)
         for bad in report.bad_lines:
             log.warning("mesh.collection.line_refused", **bad._asdict())
         log.info(

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mesh.errors import MeshError, UnavailableError
+from cli.meshctl.failures import exit_code
+from mesh.errors import MeshError
 
 if TYPE_CHECKING:
     from mesh.config import MeshConfig
-
-OK, FAILED, USAGE, NOT_REACHABLE, DENIED = range(5)
 
 _MESH_TOML = Path("mesh.toml")
 
@@ -264,15 +263,6 @@ def _meshctl() -> str:
     if beside.is_relative_to(Path.cwd()):
         beside = beside.relative_to(Path.cwd())
     return shlex.quote(str(beside)) if beside.exists() else "meshctl"
-
-
-def exit_code(error: MeshError) -> int:
-    """What a shell gets to know of an error."""
-    if error.code in {400, 422}:
-        return USAGE
-    if isinstance(error, UnavailableError):
-        return NOT_REACHABLE
-    return DENIED if error.code in {401, 403} else FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

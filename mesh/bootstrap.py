@@ -9,7 +9,6 @@ import asyncio
 import fcntl
 import importlib
 import logging
-import math
 import random
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from mesh.adapters.nats.bus import NatsBus
     from mesh.adapters.settings import load_settings as load_settings
     from mesh.adapters.state import StateFolder as StateFolder
+    from mesh.adapters.state import write_json as write_json
     from mesh.core.backoff import Backoff as Backoff
     from mesh.runtime.client import MeshClient
     from mesh.runtime.master import Master
@@ -46,6 +46,7 @@ _LAZY = {
     "StateFolder": "mesh.adapters.state",
     "configure_logs": "mesh.adapters.logs",
     "load_settings": "mesh.adapters.settings",
+    "write_json": "mesh.adapters.state",
 }
 
 __all__ = [
@@ -102,12 +103,17 @@ def resolve_nats(
     login = credentials or config.credentials
     if url:
         return msgspec.structs.replace(config, servers=[url], credentials=login)
-    if config.servers != NatsConfig().servers:
+    if config.servers:
         return msgspec.structs.replace(config, credentials=login)
-    found = read_mesh(Path(state_dir or DEFAULT_STATE_DIR))
-    return msgspec.structs.replace(
-        config, servers=[found.nats_url], credentials=login or found.credentials[role]
-    )
+    folder = Path(state_dir or DEFAULT_STATE_DIR)
+    found = read_mesh(folder)
+    login = login or found.credentials.get(role, "")
+    if not login:
+        raise StateError(
+            f"mesh.json in {folder} names no credentials for {role!r}: start the mesh again, "
+            "or give --creds/MESH_CREDS"
+        )
+    return msgspec.structs.replace(config, servers=[found.nats_url], credentials=login)
 
 
 async def connect_bus(
@@ -240,7 +246,7 @@ async def node(declared: Node, config: MeshConfig, *, data_dir: Path) -> AsyncIt
                 slug=slug,
                 version=VERSION,
                 bus=bus,
-                connect_heartbeat=lambda: connect_bus(slug, config.nats, patience_s=math.inf),
+                connect_heartbeat=lambda: connect_bus(slug, config.nats),
                 documents=documents,
                 embedder=embedder,
                 journal=journal,

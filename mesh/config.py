@@ -21,9 +21,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class NatsConfig(Settings, frozen=True, kw_only=True):
     """How to reach the broker."""
 
-    servers: Annotated[list[str], Meta(min_length=1)] = msgspec.field(
-        default_factory=lambda: ["nats://127.0.0.1:4222"]
-    )
+    servers: list[str] = []
+    """URLs of one cluster; empty: what mesh.json in the state folder says."""
     credentials: str = ""
     """Path of a JSON file with `user` and `password`; readable by its owner alone."""
     connect_timeout_s: Seconds = 5.0

@@ -295,9 +295,15 @@ class Journal(Protocol):
         ...
 
     async def accept(
-        self, request: ActionRequest, *, caller: str, digest: str, accepted_at: int
+        self,
+        request: ActionRequest,
+        *,
+        caller: str,
+        digest: str,
+        accepted_at: int,
+        attempts: int = 0,
     ) -> None:
-        """Remember an action before it runs."""
+        """Remember an action before it runs; `attempts` of its id were refused before."""
         ...
 
     async def begin(self, action_id: str, attempt: int) -> None:
@@ -380,8 +386,8 @@ class Registry(Protocol):
         """Slug → newest incarnation that was removed: its heartbeats do not enrol it again."""
         ...
 
-    async def next_epoch(self) -> int:
-        """A number no master has had before."""
+    async def next_epoch(self, *, at_least: int) -> int:
+        """A number above all that this database gave before, and not below `at_least`."""
         ...
 
     async def history_cursor(self) -> int:

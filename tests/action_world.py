@@ -39,6 +39,8 @@ class Process:
 @dataclass
 class Disk:
     entries: dict[str, JournalEntry] = field(default_factory=dict)
+    full: bool = False
+    """Nothing can be written."""
 
 
 @dataclass
@@ -102,7 +104,8 @@ class MemoryJournal:
     """`mesh.ports.Journal`."""
 
     def __init__(self, disk: Disk | None = None, process: Process | None = None):
-        self._entries = (disk or Disk()).entries
+        self._disk = disk or Disk()
+        self._entries = self._disk.entries
         self._process = process or Process()
 
     async def find(self, action_id: str) -> JournalEntry | None:
@@ -110,28 +113,34 @@ class MemoryJournal:
         return self._entries.get(action_id)
 
     async def accept(
-        self, request: ActionRequest, *, caller: str, digest: str, accepted_at: int
+        self,
+        request: ActionRequest,
+        *,
+        caller: str,
+        digest: str,
+        accepted_at: int,
+        attempts: int = 0,
     ) -> None:
-        self._process.step()
+        self._writing()
         self._entries[request.id] = JournalEntry(
             request=request,
             caller=caller,
             digest=digest,
             state=ActionState.ACCEPTED,
             accepted_at=accepted_at,
-            attempt=0,
+            attempt=attempts,
             outcome=None,
             recorded=False,
         )
         self._process.step()
 
     async def begin(self, action_id: str, attempt: int) -> None:
-        self._process.step()
+        self._writing()
         self._change(action_id, state=ActionState.RUNNING, attempt=attempt)
         self._process.step()
 
     async def settle(self, outcome: HistoryRecord) -> None:
-        self._process.step()
+        self._writing()
         self._change(
             outcome.id,
             state=outcome.state,
@@ -142,14 +151,14 @@ class MemoryJournal:
         self._process.step()
 
     async def forget(self, action_id: str) -> None:
-        self._process.step()
+        self._writing()
         entry = self._entries.get(action_id)
         if entry is not None and entry.state is ActionState.CANCELLED:
             del self._entries[action_id]
         self._process.step()
 
     async def recorded(self, outcome: HistoryRecord) -> None:
-        self._process.step()
+        self._writing()
         entry = self._entries.get(outcome.id)
         if entry is not None and entry.outcome is not None and entry.attempt == outcome.attempt:
             self._change(outcome.id, recorded=True)
@@ -179,6 +188,11 @@ class MemoryJournal:
 
     async def close(self) -> None:
         pass
+
+    def _writing(self) -> None:
+        self._process.step()
+        if self._disk.full:
+            raise UnavailableError("the disk is full")
 
     def _ordered(self) -> Sequence[JournalEntry]:
         return sorted(self._entries.values(), key=lambda entry: entry.accepted_at)

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -61,7 +62,8 @@ class Supervisor:
         """Args:
         start: Starts a program.
         now, sleep: The clock; seconds.
-        on_start: Called with the name and pid of each process started.
+        on_start: Called with the name and pid of each process started; a MeshError ends the
+            start of the mesh, later it is logged.
         on_death: Called with a name and words for people: how it ended, what happens next.
         """
         self._start = start
@@ -107,7 +109,8 @@ class Supervisor:
             StateError: It failed; with the end of its log.
         """
         child = await self._start(program)
-        code = await self._ended_or_stopped(program, child)
+        async with self._registered(program, child):
+            code = await child.wait()
         if code:
             raise StateError(f"{program.name} failed ({_how(code)}){_tail(program.log)}")
 
@@ -165,15 +168,27 @@ class Supervisor:
                 raise
             return f"cannot start: {error}"
         log.info("mesh.child.started", child=program.name, pid=child.pid)
-        self._on_start(program.name, child.pid)
-        return _how(await self._ended_or_stopped(program, child))
+        async with self._registered(program, child):
+            self._announce(program.name, child.pid)
+            code = await child.wait()
+        return _how(code)
 
-    async def _ended_or_stopped(self, program: Program, child: Running) -> int:
-        """The exit code; a cancellation stops the program first."""
+    def _announce(self, name: str, pid: int) -> None:
+        try:
+            self._on_start(name, pid)
+        except MeshError as error:
+            if not self.settled:
+                raise
+            # A full disk must not end a mesh that works.
+            log.warning("mesh.child.not_announced", child=name, pid=pid, error=str(error))
+
+    @asynccontextmanager
+    async def _registered(self, program: Program, child: Running) -> AsyncIterator[None]:
+        """The child is known while the block runs; a block left by an error stops it first."""
         self._running[program.name] = child
         try:
-            return await child.wait()
-        except asyncio.CancelledError:
+            yield
+        except BaseException:
             await child.stop(program.grace_s)
             log.info("mesh.child.stopped", child=program.name, pid=child.pid)
             raise

@@ -119,17 +119,22 @@ class MeshClient:
 
     def _refresh_soon(self) -> None:
         if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._refresh())
+            self._refreshing = asyncio.create_task(self._refresh_unwatched())
+
+    async def _refresh_unwatched(self) -> None:
+        try:
+            await self._refresh()
+        except Exception:
+            log.exception("mesh.client.refresh_failed")
 
     async def _refresh(self) -> None:
         """Fetch the table; without a master, ask the nodes themselves."""
         try:
             await self._fetch_pages()
         except MeshError as error:
-            if self.routes.epoch:
-                return  # the last table is good until a master is back
             log.info("mesh.client.master_away", error=str(error))
-            await self._discover()
+            if not self.routes.epoch:  # else the last table is good until a master is back
+                await self._discover()
 
     async def _fetch_pages(self) -> None:
         for _ in range(_PAGES_TRIES):
@@ -229,7 +234,8 @@ class MeshClient:
         Args:
             action: Its name.
             params: JSON object; checked by the node against the action's type.
-            node: Slug or None, where exactly one node qualifies.
+            node: Slug; None where, of all registered nodes, exactly one holds the collection in
+                `params` or, if none does, exactly one offers the action.
             id: Idempotency key: the same id runs once, however often it is asked.
             timeout_s: How long to wait; the action itself goes on.
 
@@ -252,27 +258,28 @@ class MeshClient:
     def _target(self, action: str, params: Mapping[str, Any], node: str | None) -> str:
         if node is not None:
             return self._known(node)
-        able = [
-            route
-            for route in self.routes.nodes.values()
-            if not refusal(route) and action in route.actions
-        ]
+        nodes = self.routes.nodes.values()
+        able = [route for route in nodes if action in route.actions]
         if not able:
-            offered = sorted(
-                {name for route in self.routes.nodes.values() for name in route.actions}
-            )
+            offered = sorted({name for route in nodes for name in route.actions})
             raise BadRequestError(
-                f"no node that is here offers {action!r}; actions: {', '.join(offered) or 'none'}"
+                f"no node offers {action!r}; actions: {', '.join(offered) or 'none'}"
             )
         held = params.get("collection")
         holders = [route for route in able if any(info.name == held for info in route.collections)]
-        for choice in (holders, able):
-            if len(choice) == 1:
-                return choice[0].slug
-        raise BadRequestError(
-            f"{len(able)} nodes offer {action!r}; say which: "
-            + ", ".join(route.slug for route in able)
-        )
+        # Health comes after the choice: a write meant for a node that is away must not go to
+        # another one and begin a second collection of that name there.
+        choice = holders or able
+        if len(choice) > 1:
+            raise BadRequestError(
+                f"{len(choice)} nodes {'hold' if holders else 'offer'} "
+                f"{held if holders else action!r}; say which: "
+                + ", ".join(route.slug for route in choice)
+            )
+        [chosen] = choice
+        if reason := refusal(chosen):
+            raise UnavailableError(f"node {chosen.slug!r} cannot be asked now: {reason}")
+        return chosen.slug
 
     def _known(self, node: str) -> str:
         subjects.token(node, "node")

@@ -6,23 +6,28 @@ Source: NATS ADR-32. Answers go to `mesh.v1.re.srv.<asker>.…` alone, so ask wi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from mesh.errors import DisconnectedError, MeshError
+from mesh.core.service_time import ServiceTime
+from mesh.errors import MeshError
 from mesh.ports import Bus, Message, Subscription
 from mesh.runtime.sdk import ActionSpec
 from mesh.types import Health
 from mesh.wire import codec
 from mesh.wire.messages import Heartbeat, RouteNode, VerbStats
-from mesh.wire.subjects import NODE_VERBS, PREFIX
+from mesh.wire.subjects import PREFIX
 
 _VERBS = ("PING", "INFO", "STATS")
 _REPLIES = f"{PREFIX}.re.srv."
 _TYPES = "io.nats.micro.v1"
 _CARD = "mesh.node"
+
+Endpoint = tuple[str, str]
+"""What a node answers: (`rpc`, verb) or (`act`, action)."""
 
 
 class _Info(msgspec.Struct, frozen=True):
@@ -40,12 +45,14 @@ class Discovery:
         started: str,
         compose: Callable[[], Heartbeat],
         actions: Mapping[str, ActionSpec],
+        meters: Mapping[Endpoint, ServiceTime],
     ) -> None:
         self._bus = bus
         self._node = node
         self._started = started
         self._compose = compose
         self._actions = actions
+        self._meters = meters
         self._subscriptions: list[Subscription] = []
         self.dropped = 0
 
@@ -65,8 +72,7 @@ class Discovery:
 
     async def stop(self) -> None:
         """No longer answer."""
-        for subscription in self._subscriptions:
-            await subscription.unsubscribe()
+        await asyncio.gather(*(each.unsubscribe() for each in self._subscriptions))
 
     def _handler(self, answer: Callable[[], dict[str, Any]]) -> Callable[[Message], None]:
         def handle(message: Message) -> None:
@@ -75,7 +81,7 @@ class Discovery:
                 return
             try:
                 self._bus.publish(message.reply, codec.encode(answer()))
-            except DisconnectedError:
+            except MeshError:
                 self.dropped += 1
 
         return handle
@@ -103,7 +109,7 @@ class Discovery:
             "metadata": metadata,
             "endpoints": [
                 {"name": name, "subject": subject, "queue_group": "", "metadata": {}}
-                for name, subject in self._endpoints()
+                for name, subject, _ in self._endpoints()
             ],
         }
 
@@ -112,16 +118,15 @@ class Discovery:
         return self._who("stats", beat) | {
             "started": self._started,
             "endpoints": [
-                {"name": name, "subject": subject, "queue_group": ""}
-                | _figures(beat.verbs.get(name, VerbStats()))
-                for name, subject in self._endpoints()
+                {"name": name, "subject": subject, "queue_group": ""} | _figures(meter.stats())
+                for name, subject, meter in self._endpoints()
             ],
         }
 
-    def _endpoints(self) -> list[tuple[str, str]]:
-        verbs = [(verb, f"{PREFIX}.rpc.{self._node}.{verb}.*") for verb in NODE_VERBS]
-        return verbs + [
-            (name, f"{PREFIX}.act.{self._node}.{name}.*") for name in sorted(self._actions)
+    def _endpoints(self) -> list[tuple[str, str, ServiceTime]]:
+        return [
+            (name, f"{PREFIX}.{kind}.{self._node}.{name}.*", meter)
+            for (kind, name), meter in self._meters.items()
         ]
 
 

@@ -12,26 +12,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import secrets
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import structlog
 from uuid_utils import uuid7
 
 from mesh.errors import (
-    ActionFailedError,
     BadRequestError,
     ConflictError,
     DeadlineExceededError,
-    InternalError,
     InterruptedActionError,
     InvalidError,
     MeshError,
+    TooLargeError,
     UnavailableError,
 )
 from mesh.ports import Clock, History, Journal, JournalEntry
+from mesh.runtime.attempt import attempt as run_attempt
+from mesh.runtime.attempt import check_params
+from mesh.runtime.background import Background
 from mesh.runtime.sdk import ActionContext, ActionSpec
 from mesh.types import ActionState
 from mesh.wire import codec
@@ -42,7 +42,6 @@ log = structlog.get_logger()
 _HISTORY_TIMEOUT_S = 3.0
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.1, 2.0
 _MOST_PARAMS_BYTES = 4096
-_MOST_RESULT_BYTES = 1_000_000
 _LONGEST_ID = 200
 
 
@@ -68,7 +67,7 @@ class Executor:
         self._running: dict[str, asyncio.Task[HistoryRecord]] = {}
         self._digests: dict[str, str] = {}
         self._unrecorded = asyncio.Event()
-        self._recorder: asyncio.Task[None] | None = None
+        self._background = Background(clock)
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -76,23 +75,21 @@ class Executor:
         """Deal with what a crash left behind, then keep history up to date."""
         for entry in await self._journal.unsettled():
             spec = self._actions.get(entry.request.action)
-            begun = entry.state is not ActionState.ACCEPTED
-            if spec is not None and (spec.builtin or spec.idempotent or not begun):
+            if spec is not None and _may_run_again(spec, entry):
                 log.info("mesh.action.run_again", id=entry.request.id, action=entry.request.action)
                 self._launch(entry.request, spec, entry)
             else:
                 await self._journal.settle(self._interrupted(entry))
         self._unrecorded.set()
-        self._recorder = asyncio.create_task(self._record_leftovers())
+        self._background.repeat("record leftovers", self._record_leftovers)
 
     async def stop(self) -> None:
         """Cancel what still runs: it ends `interrupted` or runs again at the next start."""
-        tasks: list[asyncio.Task[object]] = [*self._running.values()]
-        if self._recorder is not None:
-            tasks.append(self._recorder)
+        tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.stop()
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -161,22 +158,24 @@ class Executor:
     async def _admit(
         self, request: ActionRequest, spec: ActionSpec, caller: str, digest: str
     ) -> HistoryRecord:
-        attempt = 1
+        earlier = 0
         known = await self._journal.find(request.id)
         if known is not None:
             self._same(request, digest, known.digest)
-            if known.outcome is not None and known.outcome.state is not ActionState.CANCELLED:
-                if not known.recorded:
-                    await self._record(known.outcome)
-                return known.outcome
-            attempt = known.attempt + 1  # an earlier try was refused before it ran
+            if known.state is not ActionState.CANCELLED:
+                return await self._again(spec, known)
+            earlier = known.attempt  # refused before it ran
             await self._journal.forget(request.id)
         now = self._clock.unix_ms()
         if request.deadline and now >= request.deadline:
             raise DeadlineExceededError("the request had expired before it began; nothing ran")
         who = request.on_behalf or caller
-        accepted = self._record_of(request, digest, who, ActionState.ACCEPTED, now, attempt=attempt)
-        await self._journal.accept(request, caller=who, digest=digest, accepted_at=now)
+        accepted = self._record_of(
+            request, digest, who, ActionState.ACCEPTED, now, attempt=earlier + 1
+        )
+        await self._journal.accept(
+            request, caller=who, digest=digest, accepted_at=now, attempts=earlier
+        )
         try:
             await self._history.append(accepted, timeout_s=_HISTORY_TIMEOUT_S)
         except MeshError as error:
@@ -184,7 +183,17 @@ class Executor:
             raise UnavailableError(
                 f"the action history is away, so nothing was run: {error}", retry_after_ms=1000
             ) from error
-        return await self._run(request, spec, accepted, attempt=attempt)
+        return await self._run(request, spec, accepted, attempt=earlier + 1)
+
+    async def _again(self, spec: ActionSpec, known: JournalEntry) -> HistoryRecord:
+        """An id that was used before: its outcome, or the end of what was left half-way."""
+        if known.outcome is not None:
+            if not known.recorded:
+                await self._record(known.outcome)
+            return known.outcome
+        if _may_run_again(spec, known):
+            return await self._resume(spec, known)
+        return await self._settle(self._interrupted(known))
 
     async def _refuse(self, accepted: HistoryRecord) -> None:
         """It may be stored although its acknowledgement is missing: say that nothing ran."""
@@ -211,7 +220,8 @@ class Executor:
         )
         await self._store(accepted)  # the crash may have come before it was
         deadline = entry.request.deadline
-        if entry.attempt == 0 and deadline and self._clock.unix_ms() >= deadline:
+        begun = entry.state is not ActionState.ACCEPTED
+        if not begun and deadline and self._clock.unix_ms() >= deadline:
             late = DeadlineExceededError("the node was down until it had expired; nothing ran")
             outcome = msgspec.structs.replace(
                 accepted,
@@ -237,79 +247,68 @@ class Executor:
             log=log.bind(action=request.action, id=request.id),
         )
         began = self._clock.monotonic()
-        state, result, error = await self._attempt(request, spec, context)
+        timeout_s = spec.timeout_s or self._default_timeout_s
+        ended = await run_attempt(spec, request.params, context, timeout_s=timeout_s)
         outcome = msgspec.structs.replace(
             accepted,
-            state=state,
+            state=ended.state,
             at=self._clock.unix_ms(),
             attempt=attempt,
             duration_ms=round((self._clock.monotonic() - began) * 1000, 3),
-            result=result,
-            error=error,
+            result=ended.result,
+            error=ended.error,
         )
         return await self._settle(outcome)
 
     async def _settle(self, outcome: HistoryRecord) -> HistoryRecord:
-        await self._journal.settle(outcome)
+        """The effect has happened: its outcome is kept, as often as it takes."""
+        await self._insist("kept", outcome.id, lambda: self._journal.settle(outcome))
         await self._record(outcome)
         return outcome
-
-    async def _attempt(
-        self, request: ActionRequest, spec: ActionSpec, context: ActionContext
-    ) -> tuple[ActionState, Any, ErrorReply | None]:
-        timeout_s = spec.timeout_s or self._default_timeout_s
-        failed, expired = ActionState.FAILED, ActionState.EXPIRED
-        try:
-            async with asyncio.timeout(timeout_s) as limit:
-                params = codec.convert(request.params, spec.params)
-                value = await spec.run(params, context)
-            return ActionState.SUCCEEDED, _plain(value), None
-        except TimeoutError as error:
-            if limit.expired():
-                late = DeadlineExceededError(f"{spec.name} did not finish within {timeout_s:g} s")
-                return expired, None, codec.error_reply(late)
-            return failed, None, codec.error_reply(_authors(error, context))
-        except MeshError as error:
-            return failed, None, codec.error_reply(error)
-        except Exception as error:  # noqa: BLE001 (the author's code may raise anything)
-            return failed, None, codec.error_reply(_authors(error, context))
 
     # -- history -----------------------------------------------------------------------------------
 
     async def _record(self, outcome: HistoryRecord) -> None:
         """Return once history has the outcome: the caller hears of it only then."""
         await self._store(outcome)
-        await self._journal.recorded(outcome)
+        await self._insist("recorded", outcome.id, lambda: self._journal.recorded(outcome))
 
     async def _store(self, record: HistoryRecord) -> None:
-        """As often as it takes."""
+        """In the history, as often as it takes; without its bulk if that is too much."""
+
+        async def append() -> None:
+            try:
+                await self._history.append(record, timeout_s=_HISTORY_TIMEOUT_S)
+            except TooLargeError:
+                bare = msgspec.structs.replace(record, params=None, result=None, trace="")
+                await self._history.append(bare, timeout_s=_HISTORY_TIMEOUT_S)
+
+        await self._insist("stored", record.id, append)
+
+    async def _insist(self, what: str, action_id: str, step: Callable[[], Awaitable[None]]) -> None:
         delay = _RETRY_FIRST_S
         while True:
             try:
-                await self._history.append(record, timeout_s=_HISTORY_TIMEOUT_S)
-            except MeshError as error:
-                log.warning("mesh.action.record_waiting", id=record.id, error=str(error))
-                await self._clock.sleep(delay)
-                delay = min(delay * 2, _RETRY_MOST_S)
-            else:
-                return
+                return await step()
+            except UnavailableError as error:
+                log.warning("mesh.action.waiting", what=what, id=action_id, error=str(error))
+            await self._clock.sleep(delay)
+            delay = min(delay * 2, _RETRY_MOST_S)
 
     async def _record_leftovers(self) -> None:
         """Outcomes nobody waits for any more: of refusals, interruptions and earlier lives."""
-        while True:
-            await self._unrecorded.wait()
-            self._unrecorded.clear()
-            try:
-                for outcome in await self._journal.unrecorded():
-                    if outcome.id in self._running:
-                        continue  # whoever runs it records it
-                    await self._record(outcome)
-                    if outcome.state is ActionState.CANCELLED and outcome.id not in self._running:
-                        await self._journal.forget(outcome.id)
-            except MeshError as error:
-                log.warning("mesh.action.leftovers_waiting", error=str(error))
-                await self._clock.sleep(_RETRY_MOST_S)
-                self._unrecorded.set()
+        await self._unrecorded.wait()
+        self._unrecorded.clear()
+        try:
+            for outcome in await self._journal.unrecorded():
+                if outcome.id in self._running:
+                    continue  # whoever runs it records it
+                await self._record(outcome)
+                if outcome.state is ActionState.CANCELLED:
+                    await self._journal.forget(outcome.id)
+        except BaseException:
+            self._unrecorded.set()
+            raise
 
     def _record_of(
         self,
@@ -358,16 +357,9 @@ class Executor:
             await self._journal.prune(self._clock.unix_ms() - older_than_ms)
 
 
-def check_params(spec: ActionSpec, params: Mapping[str, object]) -> None:
-    """Raises InvalidError with `fields` named `params.<field>`."""
-    try:
-        codec.convert(params, spec.params)
-    except InvalidError as error:
-        named = {
-            "params" if field == "body" else f"params.{field}": messages
-            for field, messages in error.fields.items()
-        }
-        raise InvalidError(f"params of {spec.name}: {error}", fields=named) from error
+def _may_run_again(spec: ActionSpec, entry: JournalEntry) -> bool:
+    """It does no harm twice, or it has not begun."""
+    return spec.builtin or spec.idempotent or entry.state is ActionState.ACCEPTED
 
 
 def digest_of(request: ActionRequest) -> str:
@@ -391,25 +383,3 @@ def reply_to(outcome: HistoryRecord) -> bytes:
             attempt=outcome.attempt,
         )
     )
-
-
-def _plain(value: object) -> Any:
-    """A result as whoever asks again gets it: what its JSON says."""
-    try:
-        encoded = codec.encode(value)
-    except (TypeError, ValueError) as error:
-        raise ActionFailedError(f"the action's result is not JSON: {error}") from error
-    if len(encoded) > _MOST_RESULT_BYTES:
-        raise ActionFailedError(
-            f"the action's result has {len(encoded)} bytes, more than {_MOST_RESULT_BYTES}"
-        )
-    return msgspec.json.decode(encoded)
-
-
-def _authors(error: Exception, context: ActionContext) -> MeshError:
-    """An author's ValueError and the like are messages for the caller; the rest is a bug."""
-    if isinstance(error, (ValueError, LookupError, PermissionError, TimeoutError)):
-        return ActionFailedError(f"{type(error).__name__}: {error}")
-    reference = secrets.token_hex(8)
-    context.log.error("mesh.action.crashed", reference=reference, exc_info=error)
-    return InternalError(f"{type(error).__name__} in the action", reference=reference)

@@ -7,7 +7,7 @@ and the answer goes out with what came.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -111,6 +111,7 @@ class Federation:
             explain=options.explain,
         )
         texts = await self._texts(ranking, give_up)
+        reports = _without_texts(reports, ranking, texts)
         took_ms = (self._clock.monotonic() - began) * 1000
         return search_result(
             ranking, texts=texts, reports=reports, strategy=options.strategy, duration_ms=took_ms
@@ -151,8 +152,8 @@ class Federation:
                     reports += [_report(holder, "failed", str(outcome)) for holder in holders]
                 case BaseException():
                     raise outcome
-        if refusals and not parts:
-            raise refusals[0]
+        if refusals and not parts and all(report.status == "skipped" for report in reports):
+            raise refusals[0]  # else one that did not answer may know what others refuse
         return parts, reports
 
     async def _ask(
@@ -181,7 +182,7 @@ class Federation:
         )
 
     async def _texts(self, ranking: Ranking, give_up: float) -> dict[TextKey, str]:
-        """Long texts of the final hits; one that does not come in time is left empty."""
+        """Long texts of the final hits; one that does not come in time is missing."""
         missing = missing_texts(ranking)
         if not missing:
             return {}
@@ -208,11 +209,31 @@ class Federation:
 def _answered(holders: Sequence[Holder], part: Candidates, *, filtered: bool) -> list[ShardReport]:
     came = {hits.collection for hits in part.shards}
     absent = ("skipped", "it cannot be filtered") if filtered else ("failed", "it is gone there")
+    reports = []
+    for holder in holders:
+        if (why := part.failed.get(holder.info.name)) is not None:
+            reports.append(_report(holder, "failed", why))
+        elif holder.info.name in came:
+            reports.append(_report(holder, "ok", "", part.took_ms))
+        else:
+            reports.append(_report(holder, *absent))
+    return reports
+
+
+def _without_texts(
+    reports: Sequence[ShardReport], ranking: Ranking, texts: Mapping[TextKey, str]
+) -> list[ShardReport]:
+    """The reports, `failed` where a hit's text is missing: its content is empty."""
+    lost = {
+        shard
+        for shard, ids in missing_texts(ranking).items()
+        if any((*shard, name) not in texts for name in ids)
+    }
     return [
-        _report(holder, "ok", "", part.took_ms)
-        if holder.info.name in came
-        else _report(holder, *absent)
-        for holder in holders
+        msgspec.structs.replace(report, status="failed", reason="its text did not come in time")
+        if (report.node, report.collection) in lost
+        else report
+        for report in reports
     ]
 
 

@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 _JITTER = 0.1
 _STOP_TIMEOUT_S = 5.0
+_LOG_EVERY = 60
+"""Failures in a row of which one is a warning."""
 
 Compose = Callable[[], Heartbeat]
 """Makes a heartbeat without lag and sequence; called in the main loop."""
@@ -54,6 +56,7 @@ class HeartbeatThread:
         self._sequence = 0
         self._own: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
+        self._connecting: asyncio.Future[Bus] | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"heartbeat-{node}", daemon=True)
 
@@ -67,14 +70,19 @@ class HeartbeatThread:
         self._call_own(self._ring)
 
     async def stop(self) -> None:
-        """End the thread and its connection."""
+        """End the thread and its connection, also one that is still looking for the broker."""
         self._stopping = True
-        self._call_own(self._ring)
+        self._call_own(self._end)
         await asyncio.to_thread(self._thread.join, _STOP_TIMEOUT_S)
 
     def _ring(self) -> None:
         if self._wake is not None:
             self._wake.set()
+
+    def _end(self) -> None:
+        self._ring()
+        if self._connecting is not None:
+            self._connecting.cancel()
 
     def _call_own(self, callback: Callable[[], None]) -> None:
         loop = self._own
@@ -93,7 +101,28 @@ class HeartbeatThread:
     async def _beat(self) -> None:
         self._own = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        bus = await self._connect()
+        failures = 0
+        while not self._stopping:
+            try:
+                await self._beat_on(await self._connected(), self._wake)
+            except asyncio.CancelledError:
+                if not self._stopping:
+                    raise
+            except Exception as error:  # noqa: BLE001 (a node without heartbeat is dead to all)
+                level = log.debug if failures % _LOG_EVERY else log.warning
+                level("mesh.heartbeat.interrupted", subject=self._subject, error=repr(error))
+                failures += 1
+                if not self._stopping:
+                    await self._pause(self._wake)
+
+    async def _connected(self) -> Bus:
+        self._connecting = asyncio.ensure_future(self._connect())
+        try:
+            return await self._connecting
+        finally:
+            self._connecting = None
+
+    async def _beat_on(self, bus: Bus, wake: asyncio.Event) -> None:
         try:
             while not self._stopping:
                 self._ask_main()
@@ -101,7 +130,7 @@ class HeartbeatThread:
                     bus.publish(self._subject, self._next())
                 except MeshError as error:
                     log.debug("mesh.heartbeat.skipped", error=str(error))
-                await self._pause(self._wake)
+                await self._pause(wake)
         finally:
             await bus.close()
 

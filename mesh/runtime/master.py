@@ -105,7 +105,9 @@ class Master:
         Raises:
             UnavailableError: The database or the broker is away.
         """
-        self._publisher.start(await self._registry.next_epoch())
+        # Not below the time: callers would ignore the epochs of a database that is new or restored.
+        epoch = await self._registry.next_epoch(at_least=self._clock.unix_ms())
+        self._publisher.start(epoch)
         self._bus.on_connection(self._connection_changed)
         await self.membership.start()
         await self._history_index.start()

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
@@ -21,9 +22,20 @@ from mesh.errors import (
     MeshError,
     NoRespondersError,
 )
-from mesh.ports import Bus, Clock, Documents, Embedder, History, Journal, Message, Subscription
+from mesh.ports import (
+    Bus,
+    Clock,
+    Documents,
+    Embedder,
+    Handler,
+    History,
+    Journal,
+    Message,
+    Subscription,
+)
+from mesh.runtime.background import Background
 from mesh.runtime.builtin_actions import builtin_actions
-from mesh.runtime.discovery import Discovery
+from mesh.runtime.discovery import Discovery, Endpoint
 from mesh.runtime.executor import Executor
 from mesh.runtime.heartbeat import HeartbeatThread
 from mesh.runtime.node_search import NodeSearch
@@ -83,9 +95,10 @@ class NodeServer:
         self._incarnation = clock.unix_ms()
         self._draining = False
         self._told_of = {info.name for info in documents.collections()}
-        self._meters = {verb: ServiceTime() for verb in ("search", "fetch", "action")}
+        self._acting = ServiceTime()
         self._subscriptions: list[Subscription] = []
-        self._pruner: asyncio.Task[None] | None = None
+        self._background = Background(clock)
+        self._superseded = asyncio.Event()
         self._heartbeat: HeartbeatThread | None = None
         self._search = NodeSearch(
             slug,
@@ -98,6 +111,13 @@ class NodeServer:
         self.actions: Mapping[str, ActionSpec] = (
             builtin_actions(documents, changed=self._changed) | node.actions
         )
+        self._meters: dict[Endpoint, ServiceTime] = {
+            endpoint: ServiceTime()
+            for endpoint in (
+                *(("rpc", verb) for verb in subjects.NODE_VERBS),
+                *(("act", action) for action in sorted(self.actions)),
+            )
+        }
         self.executor = Executor(
             slug,
             self.actions,
@@ -120,26 +140,37 @@ class NodeServer:
             started=started.isoformat().replace("+00:00", "Z"),
             compose=self.describe,
             actions=self.actions,
+            meters=self._meters,
         )
 
     # -- life --------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the doors.
+        """Open the doors; if that fails, nothing of it stays, and the ports are the caller's to
+        close.
 
         Raises:
             ConflictError: A node of this name is already running.
         """
         await self._name_is_free()
+        try:
+            await self._start()
+        except BaseException:
+            await self._halt(grace_s=0)
+            raise
+        log.info("mesh.node.started", node=self.slug, incarnation=self._incarnation)
+
+    async def _start(self) -> None:
         await self.executor.start()
-        doors = {
-            f"{subjects.PREFIX}.rpc.{self.slug}.*.*": self._on_rpc,
-            f"{subjects.PREFIX}.act.{self.slug}.*.*": self._on_action,
-        }
-        for subject, handler in doors.items():
-            self._subscriptions.append(await self._bus.subscribe(subject, handler))
+        await self._listen(subjects.event(self.slug, "started"), self._on_started)
+        await self._name_is_free()  # whoever did not answer before may have come to
+        self._bus.on_connection(self._connection_changed)
+        # An older life hears of us before the first request that would run in both.
+        self._tell("started")
+        await self._listen(f"{subjects.PREFIX}.rpc.{self.slug}.*.*", self._on_rpc)
+        await self._listen(f"{subjects.PREFIX}.act.{self.slug}.*.*", self._on_action)
         await self._discovery.start()
-        self._heartbeat = HeartbeatThread(
+        heartbeat = HeartbeatThread(
             self._connect_heartbeat,
             self.describe,
             node=self.slug,
@@ -147,35 +178,82 @@ class NodeServer:
             clock=self._clock,
             rng=self._rng,
         )
-        self._heartbeat.start()
-        self._pruner = asyncio.create_task(self._prune())
-        log.info("mesh.node.started", node=self.slug, incarnation=self._incarnation)
+        heartbeat.start()
+        self._heartbeat = heartbeat
+        self._background.repeat("prune", self._prune)
+        if self._superseded.is_set():
+            raise ConflictError(f"a newer node named {self.slug!r} has started meanwhile")
 
     async def stop(self) -> None:
-        """Announce, take no new work, finish what runs, say goodbye."""
-        grace_s = self._config.node.stop_grace_s
+        """Announce, take no new work, finish what runs, say goodbye. Every step is taken, whatever
+        the others raise.
+        """
+        async with AsyncExitStack() as ending:  # what is pushed last is done first
+            ending.push_async_callback(self._bus.close)
+            ending.push_async_callback(self._journal.close)
+            ending.push_async_callback(self._documents.close)
+            ending.callback(self._tell, "stopped")
+            ending.push_async_callback(self._halt, grace_s=self._config.node.stop_grace_s)
+            ending.callback(self._tell_draining)
+        log.info("mesh.node.stopped", node=self.slug)
+
+    async def superseded(self) -> None:
+        """Return when a newer life of this name has started: this one has closed its doors, and
+        all that is left to do is to `stop` it.
+        """
+        await self._superseded.wait()
+
+    async def _halt(self, *, grace_s: float) -> None:
+        """End what `start` began, as far as it came."""
         self._draining = True
-        self._tell("draining")
-        if self._heartbeat is not None:
-            self._heartbeat.beat_now()
-        for subscription in self._subscriptions:
-            await subscription.unsubscribe()
+        async with AsyncExitStack() as ending:  # what is pushed last is done first
+            if self._heartbeat is not None:
+                ending.push_async_callback(self._heartbeat.stop)
+            ending.push_async_callback(self._discovery.stop)
+            ending.push_async_callback(self._background.stop)
+            ending.push_async_callback(self.executor.stop)
+            ending.push_async_callback(self._responder.drain, grace_s)
+            ending.push_async_callback(self._close_doors)
+
+    async def _listen(self, subject: str, handler: Handler) -> None:
+        self._subscriptions.append(await self._bus.subscribe(subject, handler))
+
+    async def _close_doors(self) -> None:
+        doors, self._subscriptions = self._subscriptions, []
+        await asyncio.gather(*(door.unsubscribe() for door in doors))
         try:
             await self._bus.flush(timeout_s=1.0)  # what was sent to us before is here now
         except MeshError as error:
             log.info("mesh.node.broker_away", error=str(error))
-        await self._responder.drain(grace_s)
-        await self.executor.stop()
-        if self._pruner is not None:
-            self._pruner.cancel()
+
+    # -- one life at a time ------------------------------------------------------------------------
+
+    def _connection_changed(self, connected: bool) -> None:
+        if connected and not self._draining:
+            self._tell("started")  # another life may have begun while we were away
+
+    def _on_started(self, message: Message) -> None:
+        other = codec.decode(message.data, NodeEvent).incarnation
+        if other < self._incarnation and not self._draining:
+            self._tell("started")  # an older life: it should know of us
+        elif other > self._incarnation and not self._superseded.is_set():
+            log.error(
+                "mesh.node.superseded",
+                node=self.slug,
+                incarnation=self._incarnation,
+                newer=other,
+                hint="another node of this name has started; this one takes no more work",
+            )
+            self._draining = True
+            self._superseded.set()
+            self._background.spawn("retire", self._retire())
+
+    async def _retire(self) -> None:
+        """Callers and masters should see the newer life alone."""
+        await self._close_doors()
         await self._discovery.stop()
         if self._heartbeat is not None:
             await self._heartbeat.stop()
-        self._tell("stopped")
-        await self._documents.close()
-        await self._journal.close()
-        await self._bus.close()
-        log.info("mesh.node.stopped", node=self.slug)
 
     async def _name_is_free(self) -> None:
         try:
@@ -186,9 +264,9 @@ class NodeServer:
                 timeout_s=_NAME_CHECK_S,
             )
         except (NoRespondersError, DeadlineExceededError):
-            return  # nobody, or somebody who hangs and will be outdone by our newer incarnation
+            return  # nobody, or somebody who hangs and will give up when it hears of us
         except DisconnectedError:
-            return
+            return  # whoever there is will hear of us when the broker is back
         other = codec.result_of(reply, PingResult)
         raise ConflictError(
             f"a node named {self.slug!r} is already running (started {other.incarnation}); "
@@ -196,9 +274,8 @@ class NodeServer:
         )
 
     async def _prune(self) -> None:
-        while True:
-            await self.executor.forget_old(round(self._config.node.outcome_days * _DAY_MS))
-            await self._clock.sleep(_PRUNE_EVERY_S)
+        await self.executor.forget_old(round(self._config.node.outcome_days * _DAY_MS))
+        await self._clock.sleep(_PRUNE_EVERY_S)
 
     async def run_own_action(
         self, action: str, params: Mapping[str, Any], action_id: str
@@ -215,6 +292,8 @@ class NodeServer:
     # -- doors -------------------------------------------------------------------------------------
 
     def _on_rpc(self, message: Message) -> None:
+        if self._superseded.is_set():
+            return  # the newer life answers
         verb = message.subject.split(".")[4]
         match verb:
             case "ping":
@@ -227,34 +306,37 @@ class NodeServer:
                 self._responder.serve(message, lambda _caller: _unknown_verb(verb), bypass=True)
 
     def _on_action(self, message: Message) -> None:
+        if self._superseded.is_set():
+            return  # the newer life runs it
         self._responder.serve(message, lambda caller: self._acted(message, caller))
 
     async def _ping(self, _caller: str) -> bytes:
-        return codec.ok(
-            PingResult(
-                node=self.slug,
-                incarnation=self._incarnation,
-                version=self._version,
-                at=self._clock.unix_ms(),
+        with _Metered(self._clock, self._meters["rpc", "ping"]):
+            return codec.ok(
+                PingResult(
+                    node=self.slug,
+                    incarnation=self._incarnation,
+                    version=self._version,
+                    at=self._clock.unix_ms(),
+                )
             )
-        )
 
     async def _searched(self, message: Message) -> bytes:
-        with _Metered(self._meters["search"], self._clock):
+        with _Metered(self._clock, self._meters["rpc", "search"]):
             request = codec.decode(message.data, SearchRequest)
             self._not_expired(request.deadline)
             return codec.ok(await self._search.answer(request))
 
     async def _fetched(self, message: Message) -> bytes:
-        with _Metered(self._meters["fetch"], self._clock):
+        with _Metered(self._clock, self._meters["rpc", "fetch"]):
             request = codec.decode(message.data, FetchRequest)
             self._not_expired(request.deadline)
             found = await self._documents.fetch(request.collection, request.ids)
             return codec.ok(FetchResult(documents=list(found)))
 
     async def _acted(self, message: Message, caller: str) -> bytes:
-        with _Metered(self._meters["action"], self._clock):
-            named = message.subject.split(".")[4]
+        named = message.subject.split(".")[4]
+        with _Metered(self._clock, self._acting, self._meters.get(("act", named))):
             request = codec.decode(message.data, ActionRequest)
             if request.action != named:
                 raise BadRequestError(
@@ -288,7 +370,8 @@ class NodeServer:
             queued=responder.queued,
             draining=self._draining,
             overloaded=responder.refused_within(self._config.health.heartbeat_interval_s),
-            verbs={name: meter.stats() for name, meter in self._meters.items()},
+            verbs={verb: self._meters["rpc", verb].stats() for verb in subjects.NODE_VERBS}
+            | {"action": self._acting.stats()},
             collections=list(self._collections()),
             actions=[
                 ActionInfo(
@@ -321,6 +404,12 @@ class NodeServer:
             self._heartbeat.beat_now()  # a collection is new or gone: nobody should wait a second
         self._told_of = set(known)
 
+    def _tell_draining(self) -> None:
+        self._draining = True
+        self._tell("draining")
+        if self._heartbeat is not None:
+            self._heartbeat.beat_now()
+
     def _tell(self, name: str) -> None:
         self._publish(name, codec.encode(NodeEvent(incarnation=self._incarnation)))
 
@@ -340,10 +429,10 @@ async def _unknown_verb(verb: str) -> bytes:
 
 
 class _Metered:
-    """Measures one request of a verb."""
+    """Measures one request, on each of the meters."""
 
-    def __init__(self, meter: ServiceTime, clock: Clock) -> None:
-        self._meter = meter
+    def __init__(self, clock: Clock, *meters: ServiceTime | None) -> None:
+        self._meters = meters
         self._clock = clock
         self._began = clock.monotonic()
 
@@ -353,4 +442,6 @@ class _Metered:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         took_ms = (self._clock.monotonic() - self._began) * 1000
         failed = isinstance(error, Exception) and getattr(error, "code", 500) >= 500  # noqa: PLR2004
-        self._meter.record(took_ms, failed=failed)
+        for meter in self._meters:
+            if meter is not None:
+                meter.record(took_ms, failed=failed)

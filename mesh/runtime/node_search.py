@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
+import structlog
 
 from mesh.config import MeshConfig
 from mesh.core.documents import content_hash
 from mesh.core.merge import depth, rank
 from mesh.core.text import query_terms, terms
-from mesh.errors import InvalidError, UnavailableError
+from mesh.errors import DeadlineExceededError, InternalError, InvalidError, MeshError
 from mesh.ports import Clock, Documents, Embedder
 from mesh.runtime.results import missing_texts, search_result
 from mesh.runtime.sdk import SearchFunction
@@ -25,6 +28,14 @@ from mesh.wire.messages import (
     ShardHits,
     ShardReport,
 )
+
+log = structlog.get_logger()
+
+_TIME_SHARE = 0.8
+"""Of the request's time that a function may take: what is left brings the others' part home."""
+_MAX_TEXT_BYTES = 16_384
+_MAX_TEXTS_BYTES = 524_288
+"""Of all functions together, shared evenly among their documents; longer texts are cut."""
 
 
 class NodeSearch:
@@ -56,13 +67,31 @@ class NodeSearch:
         )
 
     async def answer(self, request: SearchRequest) -> Candidates | SearchResult:
-        """Raises: InvalidError, UnavailableError."""
+        """What was found; a collection of the author's own that fails is named in it.
+
+        Raises:
+            MeshError: The request is refused, or nothing that was asked answered.
+        """
         began = self._clock.monotonic()
         self._refuse_unknown(request)
         words = query_terms(request.query)
-        shards = [*await self._stored(request), *await self._computed(request, words)]
-        took_ms = round((self._clock.monotonic() - began) * 1000, 3)
-        part = Candidates(node=self._slug, terms=words, shards=shards, took_ms=took_ms)
+        shards = list(await self._stored(request))
+        failed: dict[str, MeshError] = {}
+        for name, outcome in (await self._computed(request, words)).items():
+            if isinstance(outcome, ShardHits):
+                shards.append(outcome)
+            else:
+                failed[name] = outcome
+        refused = all(isinstance(error, InvalidError) for error in failed.values())
+        if failed and not shards and (refused or not request.candidates):
+            raise next(iter(failed.values()))
+        part = Candidates(
+            node=self._slug,
+            terms=words,
+            shards=shards,
+            took_ms=round((self._clock.monotonic() - began) * 1000, 3),
+            failed={name: str(error) for name, error in failed.items()},
+        )
         if request.candidates:
             return part
         return await self._ranked(request, part)
@@ -91,31 +120,66 @@ class NodeSearch:
             filters=options.filters,
         )
 
-    async def _computed(self, request: SearchRequest, words: Sequence[str]) -> list[ShardHits]:
+    async def _computed(
+        self, request: SearchRequest, words: Sequence[str]
+    ) -> dict[str, ShardHits | MeshError]:
+        """By collection what its function gave; one that fails costs the others nothing."""
         wanted = request.options.collections
         names = [name for name in sorted(self._searches) if wanted is None or name in wanted]
-        if request.options.filters:
-            return []  # a function's documents have no columns to filter by
-        return [await self._ask(name, request, words) for name in names]
+        if request.options.filters or not names:
+            return {}  # a function's documents have no columns to filter by
+        left_ms = request.options.timeout_ms
+        if request.deadline:
+            left_ms = min(left_ms, request.deadline - self._clock.unix_ms())
+        within_s = left_ms / 1000 * _TIME_SHARE
+        budget = _MAX_TEXTS_BYTES // len(names)
+        outcomes = await asyncio.gather(
+            *(self._tried(name, request, words, within_s, budget) for name in names)
+        )
+        return dict(zip(names, outcomes, strict=True))
 
-    async def _ask(self, name: str, request: SearchRequest, words: Sequence[str]) -> ShardHits:
+    async def _tried(
+        self,
+        name: str,
+        request: SearchRequest,
+        words: Sequence[str],
+        within_s: float,
+        budget_bytes: int,
+    ) -> ShardHits | MeshError:
+        try:
+            async with asyncio.timeout(within_s) as limit:
+                return await self._ask(name, request, words, budget_bytes)
+        except MeshError as error:
+            return error
+        except Exception:
+            if limit.expired():
+                return DeadlineExceededError(f"the search of {name!r} gave no answer in time")
+            reference = secrets.token_hex(8)
+            log.exception("mesh.search.function_failed", collection=name, reference=reference)
+            return InternalError(
+                f"the search of {name!r} failed; the node's log has it under {reference}",
+                reference=reference,
+            )
+
+    async def _ask(
+        self, name: str, request: SearchRequest, words: Sequence[str], budget_bytes: int
+    ) -> ShardHits:
         """A function chooses documents; the mesh ranks them, by what it sees of them.
 
         The function's corpus is unknown, so what it returned stands for it: N, lengths and
         document frequencies are counted over the returned documents.
         """
-        try:
-            documents = await self._searches[name](request)
-        except InvalidError:
-            raise
-        except Exception as error:
-            raise UnavailableError(f"the search of {name!r} failed: {error}") from error
+        documents = await self._searches[name](request)
         cosines = await asyncio.to_thread(self._cosines, request.query, documents)
         options = request.options
         floor = self._embedder.default_threshold if options.threshold is None else options.threshold
         tokens = [terms(document.content) for document in documents]
+        longest = min(_MAX_TEXT_BYTES, budget_bytes // max(1, len(documents)))
         candidates = [
-            _candidate(document, cosine, words, found, floor)
+            msgspec.structs.replace(
+                _candidate(document, cosine, words, found, floor),
+                content=_cut(document.content, longest),  # no `fetch` would find the rest
+            )
             for document, cosine, found in zip(documents, cosines, tokens, strict=True)
         ]
         return ShardHits(
@@ -154,6 +218,11 @@ class NodeSearch:
         reports = [
             ShardReport(collection=hits.collection, shard=hits.shard, node=self._slug, status="ok")
             for hits in part.shards
+        ] + [
+            ShardReport(
+                collection=name, shard=self._shard, node=self._slug, status="failed", reason=why
+            )
+            for name, why in part.failed.items()
         ]
         return search_result(
             ranking,
@@ -183,3 +252,7 @@ def _candidate(
         content=document.content,
         metadata=document.metadata,
     )
+
+
+def _cut(text: str, longest_bytes: int) -> str:
+    return text.encode()[:longest_bytes].decode(errors="ignore")

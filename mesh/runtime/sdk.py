@@ -20,8 +20,11 @@ The annotations are the schema: checked before the action runs, published as JSO
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import functools
 import inspect
+import threading
 import typing
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -144,6 +147,38 @@ class Node:
         return declare
 
 
+async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run an author's blocking function in a thread of its own: one that hangs starves nobody
+    else's, and does not keep the node from ending. How many run is the bulkhead's business.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[Any] = loop.create_future()
+    work = functools.partial(contextvars.copy_context().run, function, *arguments)
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if ended.done():
+            return
+        if error is not None:
+            ended.set_exception(error)
+        else:
+            ended.set_result(result)
+
+    def run() -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = work()
+        except StopIteration as stop:  # no future can hold one
+            error = RuntimeError(f"StopIteration: {stop}")
+        except BaseException as raised:  # noqa: BLE001 (it is the waiting task's to handle)
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the node has ended meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name=f"author-{function.__name__}", daemon=True).start()
+    return await ended
+
+
 def _first_line(function: Callable[..., Any]) -> str:
     return (inspect.getdoc(function) or "").partition("\n")[0]
 
@@ -153,7 +188,7 @@ def _as_search(function: Callable[..., Any]) -> SearchFunction:
         if inspect.iscoroutinefunction(function):
             found = await function(request)
         else:
-            found = await asyncio.to_thread(function, request)
+            found = await _in_thread(function, request)
         return [
             document if isinstance(document, Document) else msgspec.convert(document, Document)
             for document in found
@@ -172,7 +207,7 @@ def _as_coroutine(
         arguments = (params, context) if takes_context else (params,)
         if inspect.iscoroutinefunction(function):
             return await function(*arguments)
-        return await asyncio.to_thread(function, *arguments)
+        return await _in_thread(function, *arguments)
 
     return run
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from mesh.errors import DisconnectedError, InternalError, MeshError, OverloadedError, TooLargeError
+from mesh.errors import InternalError, MeshError, OverloadedError, TooLargeError
 from mesh.ports import Bus, Clock, Message
 from mesh.wire import codec
 from mesh.wire.subjects import PREFIX
@@ -123,12 +123,13 @@ class Responder:
 
     def _reply(self, message: Message, payload: bytes) -> None:
         try:
-            self._bus.publish(message.reply, payload)
-        except TooLargeError as error:
-            refusal = TooLargeError(f"the answer is too large: {error}; ask for less")
-            self._bus.publish(message.reply, codec.encode(codec.error_reply(refusal)))
-        except DisconnectedError:
-            log.warning("mesh.serving.reply_lost", subject=message.subject)
+            try:
+                self._bus.publish(message.reply, payload)
+            except TooLargeError as error:
+                refusal = TooLargeError(f"the answer is too large: {error}; ask for less")
+                self._bus.publish(message.reply, codec.encode(codec.error_reply(refusal)))
+        except MeshError as error:
+            log.warning("mesh.serving.reply_lost", subject=message.subject, error=str(error))
 
     async def drain(self, grace_s: float) -> None:
         """Let running handlers finish for `grace_s` seconds, then cancel what is left."""

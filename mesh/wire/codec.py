@@ -16,6 +16,9 @@ from mesh.wire.messages import ErrorReply, OkReply, Reply
 
 T = TypeVar("T")
 
+_MOST_MESSAGE_CHARS = 4096
+_MOST_FIELDS = 50
+
 _encoder = msgspec.json.Encoder()
 _AT = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
@@ -104,13 +107,14 @@ def ok(result: Any) -> bytes:
 
 def error_reply(error: MeshError) -> ErrorReply:
     """What of an error crosses the bus."""
+    fields = list(error.fields.items())[:_MOST_FIELDS]
     return ErrorReply(
         code=error.code,
         kind=error.kind,
-        message=str(error),
+        message=str(error)[:_MOST_MESSAGE_CHARS],
         retryable=error.retryable,
         retry_after_ms=error.retry_after_ms,
-        fields={name: list(messages) for name, messages in error.fields.items()},
+        fields={name[:200]: [text[:500] for text in texts[:10]] for name, texts in fields},
         reference=error.reference,
     )
 

@@ -53,9 +53,9 @@ class Request(Wire, frozen=True, kw_only=True):
     """uuid7 of the request."""
     deadline: int = 0
     """Unix ms after which nobody waits for the answer; 0: none."""
-    trace: str = ""
+    trace: Annotated[str, Meta(max_length=256)] = ""
     """W3C traceparent."""
-    on_behalf: str = ""
+    on_behalf: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
     """Whom a gateway, master or bridge speaks for."""
 
 
@@ -171,6 +171,8 @@ class Candidates(Wire, frozen=True, kw_only=True):
     terms: list[str]
     shards: list[ShardHits]
     took_ms: float = 0.0
+    failed: dict[str, str] = {}
+    """Collections that gave nothing, and why."""
 
 
 class Hit(Wire, frozen=True, kw_only=True, omit_defaults=False):
@@ -359,7 +361,7 @@ class Heartbeat(Wire, frozen=True, kw_only=True):
 
 
 class NodeEvent(Wire, frozen=True, kw_only=True):
-    """`evt.<node>.draining` and `evt.<node>.stopped`."""
+    """`evt.<node>.started`, `evt.<node>.draining` and `evt.<node>.stopped`."""
 
     incarnation: int
 

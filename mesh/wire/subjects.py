@@ -13,7 +13,7 @@ PREFIX = "mesh.v1"
 RESERVED = frozenset({"srv", "js", "master", "gateway"})
 """Names no node, application or operator may take."""
 
-NODE_VERBS = ("search", "fetch", "ping", "export", "cancel")
+NODE_VERBS = ("search", "fetch", "ping")
 HISTORY_STREAM = "MESH_HISTORY"
 HISTORY_SUBJECTS = f"{PREFIX}.history.>"
 ROUTES = f"{PREFIX}.routes"
@@ -79,7 +79,7 @@ def heartbeat(node: str) -> str:
 
 
 def event(node: str, name: str) -> str:
-    """Where a node announces `name`: `changed`, `draining`, `stopped`."""
+    """Where a node announces `name`: `started`, `changed`, `draining`, `stopped`."""
     return f"{PREFIX}.evt.{token(node, 'node')}.{token(name, 'event')}"
 
 

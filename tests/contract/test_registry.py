@@ -171,9 +171,18 @@ async def test_a_removed_node_is_remembered_by_its_newest_life(registry):
 
 async def test_no_two_masters_get_one_epoch(registry, url):
     other = await SqlRegistry.open(url)
-    epochs = await asyncio.gather(*(one.next_epoch() for one in [registry, other] * 5))
+    epochs = await asyncio.gather(*(one.next_epoch(at_least=0) for one in [registry, other] * 5))
     await other.close()
     assert sorted(epochs) == list(range(1, 11))
+
+
+async def test_an_epoch_exceeds_the_earlier_ones_and_is_not_below_the_time(registry):
+    """Else callers would ignore a master whose database was made anew or restored."""
+    now = 1_767_323_045_000  # unix ms
+    assert await registry.next_epoch(at_least=now) == now
+    assert await registry.next_epoch(at_least=now) == now + 1
+    assert await registry.next_epoch(at_least=now - 60_000) == now + 2
+    assert await registry.next_epoch(at_least=now + 60_000) == now + 60_000
 
 
 # -- history ---------------------------------------------------------------------------------------

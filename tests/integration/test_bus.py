@@ -224,8 +224,8 @@ async def test_comes_back_after_more_failures_than_nats_py_allows(broker, connec
     """nats-py gives up after 60 attempts and is then closed for good."""
     monkeypatch.setattr(bus_module, "_LAST_RETRY_S", 0.002)
     monkeypatch.setattr(bus_module, "_FIRST_RETRY_S", 0.001)
-    await echo_on(await connect())
-    ops = await connect("ops")
+    crm, ops = await connect(), await connect("ops")
+    await echo_on(crm)
     tried = 0
     delay = ops._delay
 
@@ -238,8 +238,8 @@ async def test_comes_back_after_more_failures_than_nats_py_allows(broker, connec
     broker.kill()
     await until(lambda: tried > 100)
     broker.start()
-    await until(lambda: ops.connected)
-    await asyncio.sleep(0.1)
+    await until(lambda: crm.connected and ops.connected)
+    await crm.flush()  # the broker knows of its subscription again
     assert await ask(ops) == b"hello"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -253,6 +254,36 @@ async def test_long_texts_are_fetched_for_the_final_hits_alone(mesh):
     result = await mesh.search(route("a"), limit=1)
     assert [(hit.id, hit.content) for hit in result.results] == [("a-0", "long a-0")]
     assert [verb for _, verb, _ in mesh.asked] == ["search", "fetch"]
+
+
+async def test_text_that_does_not_come_makes_the_answer_partial(mesh):
+    found = part("a", (None, 0.9))
+    await mesh.node("a", lambda verb, _data: codec.ok(found) if verb == "search" else None)
+    answer = await mesh.search(route("a"), timeout_ms=300)
+    assert [(hit.id, hit.content) for hit in answer.results] == [("a-0", "")]
+    assert answer.partial
+    (report,) = answer.shards.details
+    assert (report.status, report.reason) == ("failed", "its text did not come in time")
+
+
+async def test_collection_that_its_node_names_as_failed_is_reported_alone(mesh):
+    found = msgspec.structs.replace(part("a", ("late a", 0.9)), failed={"tickets": "it broke"})
+    await mesh.node("a", says(found))
+    infos = [CollectionInfo(name=name, shard="a") for name in ("notes", "tickets")]
+    answer = await mesh.search(RouteNode(slug="a", health=Health.HEALTHY, collections=infos))
+    reports = {
+        report.collection: (report.status, report.reason) for report in answer.shards.details
+    }
+    assert reports == {"notes": ("ok", ""), "tickets": ("failed", "it broke")}
+
+
+async def test_refusal_of_one_is_not_the_answer_while_another_is_silent(mesh):
+    """The silent one may have the column."""
+    refusal = InvalidError("filters.x: unknown column", fields={"filters.x": ["unknown column"]})
+    await mesh.node("a", lambda _verb, _data: codec.encode(codec.error_reply(refusal)))
+    await mesh.node("hung", lambda _verb, _data: None)
+    with pytest.raises(UnavailableError, match="no answer in time"):
+        await mesh.search(route("a"), route("hung"), timeout_ms=300, filters={"x": 1})
 
 
 async def test_cancelled_search_leaves_nothing_behind(mesh):

@@ -1,6 +1,7 @@
 """Writing: all or nothing, exact statistics, versions that never go back."""
 
 import asyncio
+import errno
 from collections import Counter
 
 import pytest
@@ -268,6 +269,37 @@ async def test_a_drop_cut_short_is_finished_at_the_next_start(tmp_path):
     assert again.collections() == ()
     assert not (tmp_path / "data" / "notes.lance").exists()
     assert (await again.index("notes", [doc("b")])).data_version > written.data_version
+    await again.close()
+
+
+@pytest.mark.parametrize("failing", ["drop_table", "end_drop"])
+async def test_what_follows_a_drop_that_failed_is_there_after_a_restart(
+    tmp_path, monkeypatch, failing
+):
+    store = await opened(tmp_path / "data")
+    await store.index("notes", [doc("a")])
+    with monkeypatch.context() as full_disk:
+        if failing == "drop_table":
+
+            async def drop_table(*_args, **_options):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            full_disk.setattr(store._store.connection, "drop_table", drop_table)
+        else:
+
+            def end_drop(_name):
+                raise StateError("catalogue.json cannot be written: No space left on device")
+
+            full_disk.setattr(store._catalogue, "end_drop", end_drop)
+        with pytest.raises(StateError):
+            await store.drop("notes")
+        with pytest.raises(StateError):  # not acknowledged while it could be lost
+            await store.index("notes", [doc("b")])
+    assert (await store.index("notes", [doc("b")])).changed == ("b",)
+    await store.close()
+
+    again = await opened(tmp_path / "data")
+    assert list(await stored(again, "notes", ["a", "b"])) == ["b"]
     await again.close()
 
 

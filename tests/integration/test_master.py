@@ -436,6 +436,15 @@ async def test_a_new_master_does_not_publish_before_it_knows_who_is_there(mesh):
     assert {node.incarnation for node in seen} == {nodes[0].incarnation}
 
 
+async def test_callers_follow_a_master_whose_database_is_new(mesh, tmp_path):
+    await mesh.healthy()
+    began = mesh.follower.table.epoch
+    await mesh.stop_master()
+    mesh.url = f"sqlite+aiosqlite:///{tmp_path}/new.db"
+    await mesh.start_master()
+    await until(lambda: mesh.follower.table.epoch > began)
+
+
 async def test_a_collection_stays_known_while_its_holder_is_away(mesh):
     node = await mesh.healthy()
     await until(lambda: mesh.record().collections == [NOTES])

@@ -130,7 +130,7 @@ async def test_answer_goes_nowhere_but_to_its_caller(pair, reply):
         return codec.ok("x")
 
     responder = await serve(crm, handler)
-    ops._send("mesh.v1.rpc.crm.x.ops", reply, b"{}", b"")
+    ops._send("mesh.v1.rpc.crm.x.ops", reply.encode(), b"{}", b"")
     while not responder.dropped:
         await asyncio.sleep(0.01)
     assert not ran

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -225,45 +226,42 @@ async def test_a_killed_broker_comes_back_on_its_port(running):
     assert {name: after[name] for name in others} == {name: before["pids"][name] for name in others}
 
 
-def test_stop_ends_every_process_and_a_second_start_finds_the_data(running):
-    """Last in this file: it stops the mesh of all the others."""
+def test_stop_ends_every_process(running):
+    """From here on the mesh of all the others is gone; the tests below start it again."""
     before = running.file()
-    samples = {
-        path: path.stat().st_mtime_ns for path in (running.state / "samples").glob("*.jsonl")
-    }
     running.process.send_signal(signal.SIGTERM)  # `make` and `timeout` pass it on twice
     assert running.stop() == 0
     assert "died" not in running.told().partition("stopping")[2]
     assert gone(list(before["pids"].values()))
     assert not (running.state / "mesh.json").exists()
 
-    again = Up(running.state)
-    try:
-        again.wait_ready(RESTART_S)
+
+def test_a_second_start_finds_the_data_and_killed_with_9_leaves_nothing_behind(running):
+    samples = {
+        path: path.stat().st_mtime_ns for path in (running.state / "samples").glob("*.jsonl")
+    }
+    assert samples
+    with started(running.state) as again:
         assert again.file()["pids"].keys() == PROCESSES
         assert {path: path.stat().st_mtime_ns for path in samples} == samples
         pids = list(again.file()["pids"].values())
-        assert again.stop(signal.SIGINT) == 0
+        again.stop(signal.SIGKILL)
         assert gone(pids)
-    finally:
-        again.process.kill()
-        again.process.wait()
 
 
-def test_killed_with_9_it_leaves_nothing_behind_and_starts_again(running):
-    up = Up(running.state)
+def test_after_kill_9_it_starts_again_and_ctrl_c_ends_every_process(running):
+    with started(running.state) as third:
+        pids = list(third.file()["pids"].values())
+        assert third.stop(signal.SIGINT) == 0
+        assert gone(pids)
+
+
+@contextmanager
+def started(state: Path) -> Iterator[Up]:
+    up = Up(state)
     try:
         up.wait_ready(RESTART_S)
-        pids = list(up.file()["pids"].values())
-        up.stop(signal.SIGKILL)
-        assert gone(pids)
+        yield up
     finally:
         up.process.kill()
         up.process.wait()
-    third = Up(running.state)
-    try:
-        third.wait_ready(RESTART_S)
-        assert third.stop() == 0
-    finally:
-        third.process.kill()
-        third.process.wait()

@@ -272,6 +272,22 @@ async def test_service_stats_count_searches(bare, client):
     assert after["average_processing_time"] > 0
 
 
+async def test_service_stats_count_actions_and_pings_and_name_what_is_served(bare, client):
+    nc = await bare("mesh.v1.re.srv.ops")
+
+    async def counts():
+        points = (await ask(nc, "$SRV.STATS.crm"))["endpoints"]
+        return {point["name"]: point["num_requests"] for point in points}
+
+    before = await counts()
+    assert {"search", "fetch", "ping", "index", "drop"} <= set(before)
+    assert not {"export", "cancel"} & set(before)
+    await index_invoices(client)
+    await ask(await bare(), "mesh.v1.rpc.crm.ping.ops", b"{}")
+    after = await counts()
+    assert {name for name in after if after[name] > before[name]} == {"index", "ping"}
+
+
 async def test_services_of_other_names_are_nobodys(bare):
     nc = await bare("mesh.v1.re.srv.ops")
     with pytest.raises(nats.errors.NoRespondersError):

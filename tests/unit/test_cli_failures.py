@@ -5,7 +5,7 @@ import json
 import pytest
 from cli_fake_mesh import FakeMesh
 
-from cli import connection
+from cli import connection, mesh_agent
 from cli.meshctl.app import run
 from cli.meshctl.failures import exit_code, guard
 from mesh import errors
@@ -34,8 +34,13 @@ from mesh import errors
         (errors.InternalError(), 1),
     ],
 )
-def test_exit_codes(error, code):
+def test_exit_codes(error, code, monkeypatch):
     assert exit_code(error) == code
+
+    monkeypatch.setattr(mesh_agent, "app", lambda *_args, **_options: failing(error)())
+    with pytest.raises(SystemExit) as ended:
+        mesh_agent.main([])
+    assert ended.value.code == code, "one table for both commands"
 
 
 def failing(error):

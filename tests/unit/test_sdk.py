@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 from mesh.errors import ConfigError, InvalidError
-from mesh.runtime.executor import check_params
+from mesh.runtime.attempt import check_params
 from mesh.runtime.sdk import ActionContext, Node
 from mesh.wire.messages import Document, SearchRequest
 

@@ -79,12 +79,12 @@ class World:
         await self.wakes.wait()
         await asyncio.sleep(0)
 
-    def supervisor(self) -> Supervisor:
+    def supervisor(self, on_start=None) -> Supervisor:
         return Supervisor(
             start=self.start,
             now=lambda: self.now,
             sleep=self.sleep,
-            on_start=lambda name, pid: self.started.append((name, pid)),
+            on_start=on_start or (lambda name, pid: self.started.append((name, pid))),
             on_death=lambda name, words: self.notices.append(f"{name}: {words}"),
         )
 
@@ -175,6 +175,38 @@ async def test_a_refused_later_start_counts_as_a_death(world):
         assert world.slept == [1, 2, 4]
         assert "cannot start: port 4222 is taken" in world.notices[1]
         assert world.alive() == ["broker"]
+
+
+async def test_once_settled_what_cannot_be_announced_runs_all_the_same(world):
+    full = []
+
+    def on_start(_name, _pid):
+        if full:
+            raise StateError("mesh.json cannot be written: No space left on device")
+
+    async with world.supervisor(on_start=on_start) as supervisor:
+        supervisor.keep(program("node-a"))
+        await world.settle()
+        supervisor.settled = True
+        full.append(True)
+        world.children[0].dies(1)
+        await world.settle()
+        assert not supervisor.failed.done()
+        assert supervisor.pid("node-a") == 101
+    assert world.told == [("stop", "node-a", 1.0), ("stopped", "node-a")]
+    assert world.alive() == []
+
+
+async def test_before_that_it_is_stopped_and_the_start_has_failed(world):
+    def on_start(_name, _pid):
+        raise StateError("mesh.json cannot be written: No space left on device")
+
+    async with world.supervisor(on_start=on_start) as supervisor:
+        supervisor.keep(program("node-a"))
+        with pytest.raises(StateError, match="No space left"):
+            await supervisor.failed
+        assert world.told == [("stop", "node-a", 1.0), ("stopped", "node-a")]
+        assert supervisor.pid("node-a") is None
 
 
 async def test_stages_stop_from_the_highest_and_wait_for_each_other(world):

@@ -147,6 +147,9 @@ class LanceDocuments:
                 raise self._gone(name)
             found = self._collections.get(name)
             if found is None:
+                if name in self._catalogue.unfinished_drops:
+                    # Else the next start would remove what is written from now on.
+                    await self._remove(name)
                 last = self._catalogue.last_version(name)
                 born = max(self._store.clock.unix_ms(), last)
                 # Opened, if an earlier attempt failed between the table and its index.

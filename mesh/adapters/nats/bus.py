@@ -12,7 +12,7 @@ from typing import Any
 import nats.errors
 import structlog
 
-from mesh.adapters.nats.client import HardenedClient
+from mesh.adapters.nats.client import FastHandler, HardenedClient
 from mesh.adapters.nats.multiplexer import Multiplexer, Reply
 from mesh.config import NatsConfig
 from mesh.errors import (
@@ -32,6 +32,7 @@ log = structlog.get_logger()
 _GONE = (OSError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
+_FORGET_S = 1.0
 _PAUSE_S = 0.2
 """nats-py's own pause before it tries a server again while connecting for the first time."""
 
@@ -39,12 +40,12 @@ _PAUSE_S = 0.2
 class NatsSubscription:
     """`mesh.ports.Subscription`."""
 
-    def __init__(self, client: HardenedClient, sid: int) -> None:
-        self._client = client
+    def __init__(self, bus: NatsBus, sid: int) -> None:
+        self._bus = bus
         self._sid = sid
 
     async def unsubscribe(self) -> None:
-        await self._client.unsubscribe_fast(self._sid)
+        await self._bus.forget(self._sid)
 
 
 class NatsBus:
@@ -127,7 +128,7 @@ class NatsBus:
         try:
             await self._opened(opening, self._refused)
             self._refused = None
-            await self._client.subscribe_fast(self._replies.subject, "", self._replies.on_message)
+            await self._subscribe(self._replies.subject, "", self._replies.on_message)
             await self.flush()
         except MeshError:
             await self._client.hang_up()
@@ -314,13 +315,24 @@ class NatsBus:
         def heard(subject: bytes, reply: bytes, data: bytes, _headers: bytes | None) -> None:
             handler(Message(subject.decode(), reply.decode(), data))
 
-        try:
-            sid = await self._client.subscribe_fast(subject, queue, heard)
-        except nats.errors.Error as error:
-            raise DisconnectedError(f"cannot subscribe: {error}") from error
+        sid = await self._subscribe(subject, queue, heard)
         if self._client.is_connected:
             await self.flush()
-        return NatsSubscription(self._client, sid)
+        return NatsSubscription(self, sid)
+
+    async def forget(self, sid: int) -> None:
+        """End a subscription; the broker knows, if it is there and answers in time."""
+        await self._client.unsubscribe_fast(sid)
+        try:
+            await self.flush(timeout_s=_FORGET_S)
+        except (DisconnectedError, DeadlineExceededError) as error:
+            log.debug("mesh.bus.flush_failed", error=str(error))
+
+    async def _subscribe(self, subject: str, queue: str, handler: FastHandler) -> int:
+        try:
+            return await self._client.subscribe_fast(subject, queue, handler)
+        except nats.errors.Error as error:
+            raise DisconnectedError(f"cannot subscribe: {error}") from error
 
     async def flush(self, *, timeout_s: float = 5.0) -> None:
         if not self._client.is_connected:  # nats-py would return as if all had been sent

@@ -7,6 +7,7 @@ there is no acknowledgement to lose and nothing to re-create after a broker rest
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any, NamedTuple
 
 import msgspec
@@ -90,7 +91,7 @@ class JetStreamHistory:
             subject,
             codec.encode(record),
             timeout_s=timeout_s,
-            headers={"Nats-Msg-Id": _header_value(message_id)},
+            headers={"Nats-Msg-Id": hashlib.sha256(message_id.encode()).hexdigest()},
         )
         answer = _read_answer(reply)
         if answer.error is not None:
@@ -146,8 +147,3 @@ def _read_answer(reply: Reply) -> _Answer:
 
 def _refused(error: _ApiError) -> UnavailableError:
     return UnavailableError(f"the action history refuses: {error.description} ({error.err_code})")
-
-
-def _header_value(text: str) -> str:
-    """An id chosen by a caller must not end a header line."""
-    return "".join(char if char.isprintable() and char.isascii() else "_" for char in text)

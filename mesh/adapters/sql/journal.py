@@ -92,7 +92,13 @@ class SqlJournal:
         return _entry(found) if found is not None else None
 
     async def accept(
-        self, request: ActionRequest, *, caller: str, digest: str, accepted_at: int
+        self,
+        request: ActionRequest,
+        *,
+        caller: str,
+        digest: str,
+        accepted_at: int,
+        attempts: int = 0,
     ) -> None:
         await self._write(
             _accept,
@@ -102,7 +108,7 @@ class SqlJournal:
             digest=digest,
             state=ActionState.ACCEPTED.value,
             accepted_at=accepted_at,
-            attempt=0,
+            attempt=attempts,
             recorded=False,
         )
 

@@ -170,12 +170,14 @@ class SqlRegistry:
             async with self._engine.connect() as connection:
                 return {row.slug: row.incarnation for row in await connection.execute(query)}
 
-    async def next_epoch(self) -> int:
+    async def next_epoch(self, *, at_least: int) -> int:
         cursors = models.cursors
+        following = cursors.c.value + 1
+        least = sa.literal(at_least, cursors.c.value.type)
         statement = (
             sa.update(cursors)
             .where(cursors.c.name == "epoch")
-            .values(value=cursors.c.value + 1)
+            .values(value=sa.case((following > least, following), else_=least))
             .returning(cursors.c.value)
         )
         with translated():

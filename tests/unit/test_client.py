@@ -1,0 +1,143 @@
+"""`MeshClient` over a bus in memory: where an action goes, and what a refresh may not do."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fakes import MemoryBroker
+from structlog.testing import capture_logs
+
+from mesh.adapters.clock import SystemClock
+from mesh.config import MeshConfig
+from mesh.errors import BadRequestError, UnavailableError
+from mesh.runtime.client import MeshClient
+from mesh.types import ActionState, Health, Status
+from mesh.wire import codec, subjects
+from mesh.wire.messages import (
+    ActionResult,
+    CollectionInfo,
+    RouteNode,
+    RouteUpdate,
+)
+
+
+def node(slug, *held, actions=("index",), **fields):
+    collections = [CollectionInfo(name=name, shard=slug) for name in held]
+    known = {"health": Health.HEALTHY, "actions": list(actions), "collections": collections}
+    return RouteNode(slug=slug, **(known | fields))
+
+
+AWAY = {"health": Health.UNREACHABLE, "reason": "nobody listens"}
+
+
+class World:
+    """A client, the nodes of its table, and who was asked to run something."""
+
+    def __init__(self):
+        self.broker = MemoryBroker()
+        self.bus = self.broker.bus("ops")
+        self.client = MeshClient(self.bus, MeshConfig(), SystemClock())
+        self.ran = []
+
+    async def start(self):
+        self._serving = self.broker.bus("everybody")
+        await self._serving.subscribe(f"{subjects.PREFIX}.act.*.*.*", self._run)
+        await self._serving.subscribe(subjects.master("routes", "ops"), self._routes)
+        await self.client.start()
+
+    def _run(self, message):
+        self.ran.append(message.subject.split(".")[3])
+        done = ActionResult(id="1", action="index", node=self.ran[-1], state=ActionState.SUCCEEDED)
+        self._serving.publish(message.reply, codec.ok(done))
+
+    def _routes(self, message):
+        self._serving.publish(message.reply, codec.ok(RouteUpdate(epoch=1, version=1)))
+
+    def know(self, *nodes):
+        update = RouteUpdate(epoch=2, version=1, nodes=list(nodes))
+        self._serving.publish(subjects.ROUTES, codec.encode(update))
+
+    async def index(self, collection, *nodes):
+        self.know(*nodes)
+        async with asyncio.timeout(5):
+            while self.client.routes.epoch != 2:
+                await asyncio.sleep(0)
+        return await self.client.run_action("index", {"collection": collection, "documents": []})
+
+    async def close(self):
+        await self.client.close()
+        await self._serving.close()
+
+
+@pytest.fixture
+async def world():
+    made = World()
+    await made.start()
+    yield made
+    await made.close()
+    assert made.broker.handler_failures == 0
+
+
+@pytest.mark.parametrize(
+    ("collection", "nodes"),
+    [
+        ("notes", [node("crm", "notes"), node("shop", "orders")]),
+        ("new", [node("crm")]),
+        ("new", [node("crm"), node("shop", "new", actions=["refund"])]),
+        ("notes", [node("crm", "notes"), node("shop", "orders", **AWAY)]),
+    ],
+)
+async def test_an_action_goes_to_the_one_that_holds_or_else_offers(world, collection, nodes):
+    await world.index(collection, *nodes)
+    assert world.ran == ["crm"]
+
+
+@pytest.mark.parametrize(
+    ("holder", "reason"),
+    [
+        (AWAY, "'crm' cannot be asked now: unreachable: nobody listens"),
+        ({"status": Status.MAINTENANCE}, "'crm' cannot be asked now: status is maintenance"),
+    ],
+)
+async def test_what_is_meant_for_a_holder_that_is_away_goes_to_nobody_else(world, holder, reason):
+    """Else there would be a second collection of that name."""
+    with pytest.raises(UnavailableError, match=reason):
+        await world.index("notes", node("crm", "notes", **holder), node("shop", "orders"))
+    assert world.ran == []
+
+
+@pytest.mark.parametrize(
+    ("collection", "nodes", "message"),
+    [
+        ("notes", [], "no node offers 'index'; actions: none"),
+        ("notes", [node("crm", actions=["refund"])], "no node offers 'index'; actions: refund"),
+        ("new", [node("crm"), node("shop", **AWAY)], "2 nodes offer 'index'; say which: crm, shop"),
+        (
+            "notes",
+            [node("a", "notes", **AWAY), node("b", "notes"), node("c")],
+            "2 nodes hold 'notes'; say which: a, b",
+        ),
+    ],
+)
+async def test_where_not_exactly_one_qualifies_it_is_refused(world, collection, nodes, message):
+    with pytest.raises(BadRequestError, match=message):
+        await world.index(collection, *nodes)
+    assert world.ran == []
+
+
+async def test_a_refresh_in_the_background_that_fails_is_logged(world, monkeypatch):
+    """Nobody awaits its task, so its error would be seen only when the task is collected."""
+
+    async def broken():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(world.client, "_fetch_pages", broken)
+    with capture_logs() as logged:
+        world.broker.stop()
+        world.broker.start()
+        async with asyncio.timeout(5):
+            while not world.client._refreshing or not world.client._refreshing.done():
+                await asyncio.sleep(0)
+    assert [line["event"] for line in logged] == ["mesh.client.refresh_failed"]
+    assert world.client._refreshing.exception() is None
