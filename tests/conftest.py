@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from processes import BrokerProcess
+
+# On a developer's machine properties are tried with new examples every time; a change is judged by
+# the same ones as the last.
+hypothesis.settings.register_profile("same examples", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("same examples")
 
 
 @pytest.fixture

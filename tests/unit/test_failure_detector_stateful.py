@@ -27,7 +27,7 @@ CONFIG = HealthConfig()
 INTERVAL = CONFIG.heartbeat_interval_s
 SUSPECT = CONFIG.suspect_after_intervals * INTERVAL
 UNREACHABLE = CONFIG.unreachable_after_intervals * INTERVAL
-SLACK = 2 * TICK
+SLACK = 2 * TICK + 1e-6  # ticks add up to a little more than they should
 PROBE_TIMEOUT = 0.5
 PING_EVERY = 5.0
 
