@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import structlog
 from fakes import MemoryBroker
-from structlog.testing import capture_logs
+from structlog.testing import LogCapture
 
+import mesh.runtime.client as client_module
 from mesh.adapters.clock import SystemClock
 from mesh.config import MeshConfig
 from mesh.errors import BadRequestError, UnavailableError
@@ -133,11 +135,12 @@ async def test_a_refresh_in_the_background_that_fails_is_logged(world, monkeypat
         raise ZeroDivisionError
 
     monkeypatch.setattr(world.client, "_fetch_pages", broken)
-    with capture_logs() as logged:
-        world.broker.stop()
-        world.broker.start()
-        async with asyncio.timeout(5):
-            while not world.client._refreshing or not world.client._refreshing.done():
-                await asyncio.sleep(0)
-    assert [line["event"] for line in logged] == ["mesh.client.refresh_failed"]
+    capture = LogCapture()
+    monkeypatch.setattr(client_module, "log", structlog.wrap_logger(None, [capture]))
+    world.broker.stop()
+    world.broker.start()
+    async with asyncio.timeout(5):
+        while not world.client._refreshing or not world.client._refreshing.done():
+            await asyncio.sleep(0)
+    assert [line["event"] for line in capture.entries] == ["mesh.client.refresh_failed"]
     assert world.client._refreshing.exception() is None

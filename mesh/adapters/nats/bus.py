@@ -188,6 +188,8 @@ class NatsBus:
     async def close(self) -> None:
         if self._client.is_connected:
             try:
+                # Interest is withdrawn first: else the broker may still send us what nobody hears.
+                await self._client.unsubscribe_all()
                 await self.flush(timeout_s=2.0)
             except MeshError as error:
                 log.debug("mesh.bus.flush_failed", error=str(error))

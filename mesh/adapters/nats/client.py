@@ -52,6 +52,11 @@ class HardenedClient(Client):
         if self.is_connected:
             self.write(b"UNSUB %d\r\n" % sid)
 
+    async def unsubscribe_all(self) -> None:
+        """Forget every subscription."""
+        for sid in list(self._fast):
+            await self.unsubscribe_fast(sid)
+
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
     ) -> None:
