@@ -136,7 +136,9 @@ async def test_a_refresh_in_the_background_that_fails_is_logged(world, monkeypat
 
     monkeypatch.setattr(world.client, "_fetch_pages", broken)
     capture = LogCapture()
-    monkeypatch.setattr(client_module, "log", structlog.wrap_logger(None, [capture]))
+    everything = structlog.make_filtering_bound_logger(0)  # whatever another test configured
+    heard = structlog.wrap_logger(None, [capture], wrapper_class=everything)
+    monkeypatch.setattr(client_module, "log", heard)
     world.broker.stop()
     world.broker.start()
     async with asyncio.timeout(5):
