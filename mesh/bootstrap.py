@@ -6,7 +6,6 @@ Drivers load late: a client never imports LanceDB or SQLAlchemy, a master never 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import importlib
 import logging
 import random
@@ -20,7 +19,7 @@ import msgspec
 import structlog
 
 import mesh.adapters.clock as clocks
-from mesh.adapters.state import MeshFile, read_credentials, read_mesh
+from mesh.adapters.state import MeshFile, held, read_credentials, read_mesh
 from mesh.config import MeshConfig, NatsConfig
 from mesh.errors import StateError, UnavailableError
 from mesh.ports import History
@@ -225,7 +224,7 @@ async def node(declared: Node, config: MeshConfig, *, data_dir: Path) -> AsyncIt
 
     slug = slug_of(declared.name)
     clock = clocks.SystemClock()
-    with _held(data_dir):
+    with held(data_dir):
         embedder = await asyncio.to_thread(load_embedder, config.search.embedder)
         async with AsyncExitStack() as opened:
             documents = await LanceDocuments.open(
@@ -278,7 +277,7 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
     from mesh.runtime.master import Master
 
     clock = clocks.SystemClock()
-    with _held(data_dir):
+    with held(data_dir):
         database = config.master.database or f"sqlite+aiosqlite:///{data_dir / 'registry.db'}"
         registry = await SqlRegistry.open(database)
         try:
@@ -316,32 +315,6 @@ async def _prepared(history: History) -> None:
             structlog.get_logger().info("mesh.history.awaited", error=str(error))
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, 2.0)
-
-
-class _held:  # noqa: N801
-    """Keeps a folder for one process; the kernel lets go of it when the process ends."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file = (self._folder / "lock").open("a")
-        except OSError as error:
-            raise StateError(
-                f"cannot write to {self._folder}: {error.strerror}; choose another folder"
-            ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise StateError(
-                f"{self._folder} is in use by another process; stop it or choose another name"
-            ) from error
-
-    def __exit__(self, *_exc: object) -> None:
-        self._file.close()
 
 
 def load_app(target: str) -> Node:

@@ -9,7 +9,8 @@ import fcntl
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -107,24 +108,15 @@ class StateFolder:
 
     def _take(self) -> None:
         try:
-            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise self._unusable(error) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = _lock(self.path)
         except BlockingIOError as error:
-            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(lock)
+            holder = error.strerror
             raise StateError(
                 f"state folder {self._shown} is in use by pid {holder}: stop that mesh "
                 f"(`kill {holder}`), or give another folder with --state-dir"
             ) from error
         except OSError as error:
-            os.close(lock)
             raise self._unusable(error) from error
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        self._lock = lock
 
     def _unusable(self, error: OSError) -> StateError:
         return StateError(
@@ -173,6 +165,52 @@ class StateFolder:
     def remove_mesh(self) -> None:
         """There is no mesh any more."""
         (self.path / _MESH_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep the folder of one agent for this process; made if it is not there.
+
+    Raises:
+        StateError: It cannot be written, or another process has it.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = _lock(folder)
+    except BlockingIOError as error:
+        raise StateError(
+            f"{folder} is in use by pid {error.strerror}; stop it or choose another name"
+        ) from error
+    except OSError as error:
+        raise StateError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """A descriptor that holds the folder until it is closed; the kernel does that for the dead.
+
+    Raises:
+        BlockingIOError: Another process has it; `strerror` is its pid.
+        OSError: The folder cannot be written.
+    """
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(lock)
+        raise BlockingIOError(error.errno, holder) from error
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def read_mesh(state_dir: Path) -> MeshFile:

@@ -24,11 +24,6 @@ def rank(state: ActionState) -> int:
     return _BEFORE_OUTCOME.get(state, _OUTCOME)
 
 
-def is_outcome(state: ActionState) -> bool:
-    """Whether an action in `state` has ended."""
-    return state not in _BEFORE_OUTCOME
-
-
 def join(known: HistoryRecord | None, record: HistoryRecord) -> HistoryRecord:
     """What is known of an action after hearing `record` as well.
 

@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core.action_states import is_outcome, join, rank
+from mesh.core.action_states import join, rank
 from mesh.types import ActionState
 from mesh.wire.messages import ErrorReply, HistoryRecord
 
@@ -84,7 +84,3 @@ def test_the_time_of_acceptance_is_that_of_the_first_record():
 
 def test_ranks():
     assert [rank(state) for state in ActionState] == [0, 1, 2, 2, 2, 2, 2]
-    assert [state for state in ActionState if not is_outcome(state)] == [
-        ActionState.ACCEPTED,
-        ActionState.RUNNING,
-    ]
