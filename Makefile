@@ -4,7 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: help setup demo test check bench chaos lock clean
+# Debian packages by the command that is missing: a browser for the pages, node for an example, wrk and npm for measuring.
+CHROMIUM = $(shell command -v chromium chromium-browser google-chrome >/dev/null || echo chromium)
+NODE = $(shell command -v node >/dev/null || echo nodejs)
+NPM = $(shell command -v npm >/dev/null || echo npm)
+WRK = $(shell command -v wrk >/dev/null || echo wrk)
+SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# $(call install,packages): nothing to do where none is missing.
+define install
+	@[ -z "$(strip $(1))" ] || { echo "installing Debian packages: $(strip $(1))"; \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive sh -c \
+		'apt-get update -qq && apt-get install -qq --yes --no-install-recommends $(strip $(1)) >/dev/null'; } || { \
+		echo "this needs the commands of these packages: $(strip $(1)). Install them and try again;" \
+			"where there is apt-get, make does it as root or with sudo." >&2; exit 1; }
+endef
+
+.PHONY: help setup system tools demo test check bench chaos lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -19,6 +35,12 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
+system: ## install what the tests need besides Python: chromium, node (Debian packages, where they are missing)
+	$(call install,$(CHROMIUM) $(NODE))
+
+tools: ## install what the measurements need on top: wrk, npm
+	$(call install,$(CHROMIUM) $(NODE) $(NPM) $(WRK))
+
 demo: setup ## run the whole mesh on this machine (Ctrl-C ends it)
 	$(BIN)/mesh-agent up --state-dir .mesh
 
@@ -28,13 +50,13 @@ check: setup ## style, types, architecture
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy mesh agents cli
 
-test: setup ## every test, with a short chaos round
+test: setup system ## every test, with a short chaos round
 	$(BIN)/python -m pytest -m "not bench and not long"
 
 chaos: setup ## the long chaos rounds
 	$(BIN)/python -m pytest tests/chaos -m "not bench"
 
-bench: setup ## the figures of BENCHMARKS.md
+bench: setup tools ## the figures of BENCHMARKS.md
 	$(BIN)/python -m pytest tests/bench -m bench -s
 
 lock: ## pin the dependencies again (needs uv)

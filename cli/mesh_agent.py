@@ -7,19 +7,26 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from cli import broker_commands
+from cli.agent_options import (
+    DEFAULT_STATE_DIR,
+    ConfigFile,
+    Creds,
+    Debug,
+    StateDir,
+    Url,
+    logs,
+    reachable,
+    settings,
+)
 from cli.meshctl.failures import exit_code
 from mesh.errors import MeshError
-
-if TYPE_CHECKING:
-    from mesh.config import MeshConfig
-
-_MESH_TOML = Path("mesh.toml")
 
 app = typer.Typer(
     name="mesh-agent",
@@ -28,41 +35,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-StateDir = Annotated[
-    Path,
-    typer.Option(
-        "--state-dir", envvar="MESH_STATE_DIR", metavar="DIR", help="Folder of the mesh's state."
-    ),
-]
-Url = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        envvar="MESH_URL",
-        metavar="URL",
-        help="The broker, nats://host:port. Default: what mesh.json in the state folder says.",
-    ),
-]
-Creds = Annotated[
-    Path | None,
-    typer.Option(
-        "--creds",
-        envvar="MESH_CREDS",
-        metavar="FILE",
-        help="JSON file with user and password. Default: the state folder's.",
-    ),
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", metavar="FILE", help="Settings. Default: mesh.toml here, if there is one."
-    ),
-]
-Debug = Annotated[
-    bool, typer.Option("--debug", envvar="MESH_DEBUG", help="Debug lines in logs, tracebacks.")
-]
-DEFAULT_STATE_DIR = Path(".mesh")
 
 
 def _show_version(wanted: bool) -> None:
@@ -102,23 +74,31 @@ def up(
             min=0,
             max=65535,
             metavar="N",
-            help="Of the HTTP gateway, which comes with a later release: unused until then.",
+            help="Of the HTTP gateway; 0 takes a free one. Default: 8080.",
         ),
     ] = None,
     config: ConfigFile = None,
     debug: Debug = False,  # noqa: ARG001 (main reads it from the environment or the arguments)
 ) -> None:
-    """Run a whole mesh on this machine: broker, master and sample nodes. Ctrl-C ends it."""
+    """Run a whole mesh on this machine: broker, master, HTTP gateway and sample nodes.
+
+    Ctrl-C ends it.
+    """
     from agents.up.run import run as run_mesh
     from cli.up_view import UpView
 
-    settings = _settings(config, {})
+    given = settings(config, {"gateway.port": http_port})
     meshctl = f"{_meshctl()} --state-dir {shlex.quote(str(state_dir))}"
     with UpView(meshctl=meshctl) as view:
-        if http_port is not None:
-            view.notice("--http-port: this release has no HTTP gateway yet; nothing listens there")
         raise typer.Exit(
-            run_mesh(settings, state_dir=state_dir, nats_port=nats_port, nodes=nodes, view=view)
+            run_mesh(
+                given,
+                config_file=config,
+                state_dir=state_dir,
+                nats_port=nats_port,
+                nodes=nodes,
+                view=view,
+            )
         )
 
 
@@ -176,12 +156,10 @@ def run(
         "node.type": node_type,
         "search.embedder": embedder,
     }
-    settings = _reachable(_settings(config, flags), url, creds, state_dir, role="node")
-    _logs({"process": "node", "node": settings.node.name or app_path or ""}, debug=debug)
+    found = reachable(settings(config, flags), url, creds, state_dir, role="node")
+    logs({"process": "node", "node": found.node.name or app_path or ""}, debug=debug)
     raise typer.Exit(
-        node.run(
-            settings, state_dir=state_dir, data_dir=data_dir, collections=sources, app=app_path
-        )
+        node.run(found, state_dir=state_dir, data_dir=data_dir, collections=sources, app=app_path)
     )
 
 
@@ -203,45 +181,49 @@ def master(
     """Run a master: registry, health, routes."""
     from agents import master as agent
 
-    settings = _settings(config, {"master.database": database})
-    settings = _reachable(settings, url, creds, state_dir, role="master")
-    _logs({"process": "master"}, debug=debug)
-    raise typer.Exit(agent.run(settings, state_dir=state_dir))
+    given = settings(config, {"master.database": database})
+    found = reachable(given, url, creds, state_dir, role="master")
+    logs({"process": "master"}, debug=debug)
+    raise typer.Exit(agent.run(found, state_dir=state_dir))
+
+
+@app.command()
+def gateway(
+    *,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Where it listens. Default: 127.0.0.1."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, metavar="N", help="0 takes a free one, which it logs. Default: 8080."
+        ),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Before every route. Default: /api/ai-engine."),
+    ] = None,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    url: Url = None,
+    creds: Creds = None,
+    config: ConfigFile = None,
+    debug: Debug = False,
+) -> None:
+    """Run an HTTP gateway: the mesh for clients outside of it."""
+    from agents.gateway.run import run as run_gateway
+
+    flags = {"gateway.host": host, "gateway.port": port, "gateway.prefix": prefix}
+    found = reachable(settings(config, flags), url, creds, state_dir, role="gateway")
+    logs({"process": "gateway"}, debug=debug)
+    raise typer.Exit(run_gateway(found))
+
+
+app.command()(broker_commands.broker)
+app.command()(broker_commands.credentials)
 
 
 # -- what the commands share -----------------------------------------------------------------------
-
-
-def _settings(file: Path | None, flags: Mapping[str, Any]) -> MeshConfig:
-    from mesh import bootstrap
-
-    if file is None and _MESH_TOML.is_file():
-        file = _MESH_TOML
-    return bootstrap.load_settings(toml=file, environ=os.environ, flags=flags)
-
-
-def _reachable(
-    settings: MeshConfig, url: str | None, creds: Path | None, state_dir: Path, *, role: str
-) -> MeshConfig:
-    """Settings that say where the broker is and how to log in."""
-    import msgspec
-
-    from mesh import bootstrap
-
-    nats = bootstrap.resolve_nats(
-        settings.nats,
-        url=url,
-        state_dir=state_dir,
-        credentials=str(creds) if creds else None,
-        role=role,
-    )
-    return msgspec.structs.replace(settings, nats=nats)
-
-
-def _logs(ids: Mapping[str, str], *, debug: bool) -> None:
-    from mesh import bootstrap
-
-    bootstrap.configure_logs(ids=ids, debug=debug)
 
 
 def _collection(text: str) -> tuple[str, Path]:

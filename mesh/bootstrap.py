@@ -13,13 +13,14 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import structlog
 
 import mesh.adapters.clock as clocks
 from mesh.adapters.state import MeshFile, held, read_credentials, read_mesh
+from mesh.adapters.state import write_json as save_json
 from mesh.config import MeshConfig, NatsConfig
 from mesh.errors import StateError, UnavailableError
 from mesh.ports import History
@@ -32,25 +33,39 @@ if TYPE_CHECKING:
     from mesh.adapters.nats.bus import NatsBus
     from mesh.adapters.settings import load_settings as load_settings
     from mesh.adapters.state import StateFolder as StateFolder
+    from mesh.adapters.state import make_credentials as make_credentials
     from mesh.adapters.state import write_json as write_json
     from mesh.core.backoff import Backoff as Backoff
+    from mesh.core.rate_limit import RateLimiter as RateLimiter
+    from mesh.core.scopes import allows as allows
+    from mesh.core.scopes import allows_some_action as allows_some_action
     from mesh.runtime.client import MeshClient
+    from mesh.runtime.gatekeeper import Gatekeeper as Gatekeeper
     from mesh.runtime.master import Master
     from mesh.runtime.node import NodeServer as NodeServer
     from mesh.runtime.sdk import Node
+    from mesh.wire.codec import decode as decode
 
 _LAZY = {
     "Backoff": "mesh.core.backoff",
     "EmbeddedBroker": "mesh.adapters.nats.broker",
+    "Gatekeeper": "mesh.runtime.gatekeeper",
+    "RateLimiter": "mesh.core.rate_limit",
     "StateFolder": "mesh.adapters.state",
+    "allows": "mesh.core.scopes",
+    "allows_some_action": "mesh.core.scopes",
     "configure_logs": "mesh.adapters.logs",
+    "decode": "mesh.wire.codec",
     "load_settings": "mesh.adapters.settings",
+    "make_credentials": "mesh.adapters.state",
     "write_json": "mesh.adapters.state",
 }
 
 __all__ = [
+    "Gateway",
     "MeshFile",
     "connect",
+    "gateway",
     "load_app",
     "master",
     "node",
@@ -72,6 +87,7 @@ def __getattr__(name: str) -> Any:
 
 
 DEFAULT_STATE_DIR = ".mesh"
+_SIGNING_KEYS = "signing-keys.json"
 _PATIENCE_S = 10.0
 """How long a starting agent waits for a broker that may be starting as well."""
 
@@ -94,7 +110,7 @@ def resolve_nats(
         url: Address from a flag or `MESH_URL`.
         state_dir: Folder with a mesh.json.
         credentials: Credentials file from a flag or `MESH_CREDS`.
-        role: Which of the folder's credentials to use: `operator`, `node` or `master`.
+        role: Which of the folder's credentials to use: `operator`, `node`, `master` or `gateway`.
 
     Raises:
         MeshError: Neither leads to a mesh; says what to do.
@@ -267,17 +283,26 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
 
     Args:
         config: With `nats` resolved (`resolve_nats`).
-        data_dir: Where the registry is kept unless `master.database` says otherwise.
+        data_dir: Where the keys that sign tokens are kept, and the registry unless
+            `master.database` says otherwise.
 
     Raises:
         StateError: The folder or the database cannot be used.
     """
+    from mesh.adapters.jwt import JwtSigner
     from mesh.adapters.nats.history import JetStreamHistory
     from mesh.adapters.sql.registry import SqlRegistry
     from mesh.runtime.master import Master
 
     clock = clocks.SystemClock()
     with held(data_dir):
+        signer = JwtSigner.open(
+            data_dir / _SIGNING_KEYS,
+            issuer=config.security.issuer,
+            audience=config.security.audience,
+            at=clock.unix_ms(),
+            save=save_json,
+        )
         database = config.master.database or f"sqlite+aiosqlite:///{data_dir / 'registry.db'}"
         registry = await SqlRegistry.open(database)
         try:
@@ -290,8 +315,11 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
                     registry=registry,
                     history=history,
                     clock=clock,
+                    tokens=registry.tokens,
+                    signer=signer,
                     health=config.health,
                     config=config.master,
+                    security=config.security,
                     incarnation=clock.unix_ms(),
                 )
                 await running.start()
@@ -303,6 +331,48 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
                 await bus.close()
         finally:
             await registry.close()
+
+
+class Gateway(NamedTuple):
+    """What an HTTP server in front of the mesh needs."""
+
+    client: MeshClient
+    gatekeeper: Gatekeeper
+
+
+@asynccontextmanager
+async def gateway(config: MeshConfig) -> AsyncIterator[Gateway]:
+    """The mesh as the gateway sees it, while the block runs. It need not have a master yet:
+    `gatekeeper.ready` tells when tokens can be judged.
+
+    Args:
+        config: With `nats` resolved (`resolve_nats`).
+
+    Raises:
+        DisconnectedError: No broker there.
+        UnauthorizedError: It refuses the login.
+    """
+    from mesh.adapters.jwt import JwtVerifier
+    from mesh.runtime.client import MeshClient
+    from mesh.runtime.gatekeeper import Gatekeeper
+
+    clock = clocks.SystemClock()
+    security = config.security
+    verifier = JwtVerifier(
+        issuer=security.issuer, audience=security.audience, leeway_s=security.clock_skew_s
+    )
+    bus = await connect_bus("gateway", config.nats, patience_s=_PATIENCE_S)
+    client = MeshClient(bus, config, clock)
+    gatekeeper = Gatekeeper(bus, client.access, verifier, clock)
+    try:
+        await client.start()
+        await gatekeeper.start()
+        yield Gateway(client, gatekeeper)
+    finally:
+        try:
+            await gatekeeper.stop()
+        finally:
+            await client.close()
 
 
 async def _prepared(history: History) -> None:

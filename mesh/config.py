@@ -94,6 +94,44 @@ class MasterConfig(Settings, frozen=True, kw_only=True):
     """How often the whole route table goes out besides its deltas."""
 
 
+class GatewayConfig(Settings, frozen=True, kw_only=True):
+    """The HTTP gateway."""
+
+    host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
+    """0: a free one."""
+    prefix: Annotated[str, Meta(pattern=r"^(/[A-Za-z0-9_-]+)*$")] = "/api/ai-engine"
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
+    max_header_bytes: Annotated[int, Meta(ge=1024, le=1024 * 1024)] = 32 * 1024
+    max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    read_timeout_s: Seconds = 10.0
+    """To send a request's headers, and as long again for its body."""
+    keep_alive_s: Seconds = 75.0
+    """How long an idle connection stays open."""
+    stop_grace_s: Seconds = 10.0
+    """How long a stopping gateway lets running requests finish."""
+    access_log: bool = True
+
+
+class SecurityConfig(Settings, frozen=True, kw_only=True):
+    """Tokens."""
+
+    issuer: Annotated[str, Meta(min_length=1, max_length=200)] = "nodemesh"
+    audience: Annotated[str, Meta(min_length=1, max_length=200)] = "nodemesh"
+    access_token_s: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 3600
+    """Lifetime of an access token that a node gets, and that a refresh gives."""
+    refresh_token_s: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 30 * 86_400
+    clock_skew_s: Annotated[float, Meta(ge=0, le=300)] = 5.0
+
+
+class RateLimitConfig(Settings, frozen=True, kw_only=True):
+    """Requests per identity and route at the gateway."""
+
+    enabled: bool = True
+    max_attempts: Annotated[int, Meta(ge=1, le=1_000_000)] = 60
+    period_s: Seconds = 60.0
+
+
 class MeshConfig(Settings, frozen=True, kw_only=True):
     """`mesh.toml`, the environment (`MESH_…`) and flags together."""
 
@@ -103,3 +141,6 @@ class MeshConfig(Settings, frozen=True, kw_only=True):
     routing: RoutingConfig = RoutingConfig()
     search: SearchConfig = SearchConfig()
     master: MasterConfig = MasterConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    security: SecurityConfig = SecurityConfig()
+    rate_limit: RateLimitConfig = RateLimitConfig()

@@ -100,6 +100,13 @@ class InternalError(MeshError):
     kind = "internal"
 
 
+class UnreadableReplyError(InternalError):
+    """A peer answered with what cannot be read."""
+
+    code = 502
+    kind = "unreadable_reply"
+
+
 class UnavailableError(MeshError):
     """What is needed for the answer is away right now."""
 
@@ -167,6 +174,7 @@ _BY_KIND: dict[str, type[MeshError]] = {
         InvalidError,
         ActionFailedError,
         InternalError,
+        UnreadableReplyError,
         UnavailableError,
         NoRespondersError,
         DisconnectedError,

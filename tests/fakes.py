@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mesh.errors import (
     DeadlineExceededError,
     DisconnectedError,
     NoRespondersError,
+    NotFoundError,
     TooLargeError,
     UnavailableError,
 )
-from mesh.ports import Handler, Message
+from mesh.ports import (
+    AccessTokenRecord,
+    Handler,
+    JoinTokenRecord,
+    Message,
+    NodeAccess,
+    RefreshTokenRecord,
+)
+from mesh.types import Status
 from mesh.wire import codec, subjects
-from mesh.wire.messages import HistoryRecord
+from mesh.wire.messages import HistoryRecord, TokenInfo
 
 
 def matches(pattern: str, subject: str) -> bool:
@@ -298,3 +307,147 @@ class MemoryHistory:
     def _check(self) -> None:
         if not self.available:
             raise UnavailableError("JetStream does not answer")
+
+
+class _Issued:
+    """A token's row: what was recorded, and what has become of it."""
+
+    def __init__(self, record: AccessTokenRecord | RefreshTokenRecord | JoinTokenRecord) -> None:
+        self.record: Any = record
+        self.revoked_at: int | None = None
+        self.used_at: int | None = None
+        self.uses_left: int | None = getattr(record, "uses_left", None)
+
+    def alive(self, at: int) -> bool:
+        return self.revoked_at is None and self.record.expires_at > at
+
+    def good(self, at: int) -> bool:
+        return self.alive(at) and self.used_at is None and self.uses_left != 0
+
+
+class MemoryTokenStore:
+    """`mesh.ports.TokenStore` in dicts. `nodes` and `keys` stand for the registry beside it."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, NodeAccess] = {}
+        self.keys: dict[str, str] = {}
+        self._access: dict[str, _Issued] = {}
+        self._refresh: dict[str, _Issued] = {}
+        self._join: dict[str, _Issued] = {}
+
+    def add_node(self, slug: str, key: str, *, scopes: tuple[str, ...]) -> None:
+        self.nodes[slug] = NodeAccess(slug, Status.ACTIVE, scopes)
+        self.keys[slug] = key
+
+    async def add(
+        self, access: AccessTokenRecord, refresh: RefreshTokenRecord | None = None
+    ) -> bool:
+        family = [one for one in self._refresh.values() if one.record.family == access.family]
+        if access.family and any(one.revoked_at is not None for one in family):
+            return False
+        self._access[access.id] = _Issued(access)
+        if refresh is not None:
+            self._refresh[refresh.id] = _Issued(refresh)
+        return True
+
+    async def rotate(self, digest: str, *, at: int) -> tuple[RefreshTokenRecord, bool] | None:
+        for one in self._refresh.values():
+            if one.record.digest == digest and one.alive(at):
+                unused = one.used_at is None
+                one.used_at = at if unused else one.used_at
+                return one.record, unused
+        return None
+
+    async def revoke_family(self, family: str, *, at: int) -> list[str]:
+        return self._revoke(lambda record: record.family == family, at)[1]
+
+    async def revoke(self, id: str, *, at: int) -> tuple[int, list[str]] | None:  # noqa: A002
+        if id in self._refresh:
+            family = self._refresh[id].record.family
+            return self._revoke(lambda record: record.family == family, at)
+        for kind in (self._access, self._join):
+            if id in kind:
+                good = kind[id].good(at)
+                kind[id].revoked_at = kind[id].revoked_at or at
+                return int(good), [id] if good and kind is self._access else []
+        return None
+
+    async def revoke_subject(self, subject: str, *, at: int) -> tuple[int, list[str]]:
+        return self._revoke(lambda record: record.subject == subject, at)
+
+    def _revoke(self, which: Callable[[Any], bool], at: int) -> tuple[int, list[str]]:
+        """Join tokens have neither family nor subject."""
+        good: list[str] = []
+        for one in (*self._access.values(), *self._refresh.values()):
+            if which(one.record):
+                good += [one.record.id] if one.good(at) else []
+                one.revoked_at = one.revoked_at or at
+        return len(good), [token for token in good if token in self._access]
+
+    async def revoked(self, *, at: int) -> list[str]:
+        return sorted(
+            token
+            for token, one in self._access.items()
+            if one.revoked_at is not None and one.record.expires_at > at
+        )
+
+    async def list(self, *, subject: str, all: bool, at: int) -> list[TokenInfo]:  # noqa: A002
+        found = []
+        for kind, tokens in (("access", self._access), ("refresh", self._refresh)):
+            for one in tokens.values():
+                if (all or one.good(at)) and subject in ("", one.record.subject):
+                    left = None if one.used_at is None else 0
+                    found.append(_info(kind, one, one.record.subject, one.record.node, left))
+        found += [
+            _info("join", one, one.record.description, False, one.uses_left)
+            for one in self._join.values()
+            if (all or one.good(at)) and not subject
+        ]
+        return sorted(found, key=lambda token: (token.issued_at, token.id), reverse=True)
+
+    async def add_join(self, token: JoinTokenRecord) -> None:
+        self._join[token.id] = _Issued(token)
+
+    async def use_join(self, digest: str, *, at: int) -> JoinTokenRecord | None:
+        for one in self._join.values():
+            if one.record.digest == digest and one.good(at):
+                one.uses_left = None if one.uses_left is None else one.uses_left - 1
+                return one.record._replace(uses_left=one.uses_left)
+        return None
+
+    async def give_back_join(self, id: str) -> None:  # noqa: A002
+        one = self._join[id]
+        one.uses_left = None if one.uses_left is None else one.uses_left + 1
+
+    async def node_of_key(self, digest: str) -> NodeAccess | None:
+        return next((self.nodes[slug] for slug, key in self.keys.items() if key == digest), None)
+
+    async def node(self, slug: str) -> NodeAccess | None:
+        return self.nodes.get(slug)
+
+    async def set_key(self, slug: str, digest: str) -> None:
+        if slug not in self.nodes:
+            raise NotFoundError(f"no node {slug!r} is registered")
+        self.keys[slug] = digest
+
+    async def prune(self, *, before: int) -> int:
+        gone = 0
+        for tokens in (self._access, self._refresh, self._join):
+            for token in [t for t, one in tokens.items() if one.record.expires_at < before]:
+                del tokens[token]
+                gone += 1
+        return gone
+
+
+def _info(kind: str, one: _Issued, subject: str, node: bool, uses_left: int | None) -> TokenInfo:
+    return TokenInfo(
+        id=one.record.id,
+        kind=kind,
+        subject=subject,
+        scopes=list(one.record.scopes),
+        node=node,
+        issued_at=one.record.issued_at,
+        expires_at=one.record.expires_at,
+        revoked_at=one.revoked_at,
+        uses_left=uses_left,
+    )

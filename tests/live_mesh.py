@@ -62,15 +62,17 @@ class LiveNode:
 class LiveMesh:
     """Start it, add nodes, break it, stop it."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **environment: str):
         self.folder = folder
         self.state = folder / ".mesh"
         self.nodes: dict[str, LiveNode] = {}
         self._up = LiveNode(
             "up",
-            agent("up", "--state-dir", self.state, "--nats-port", 0, "--nodes", 0),
+            agent(
+                "up", "--state-dir", self.state, "--nats-port", 0, "--http-port", 0, "--nodes", 0
+            ),
             folder,
-            clean_environment(),
+            clean_environment(**environment),
         )
 
     def start(self) -> None:

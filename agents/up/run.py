@@ -1,38 +1,61 @@
-"""The order of things: broker, then master and sample nodes, then ready; backwards at the end."""
+"""The order of things: broker, then master, gateway and sample nodes, then ready; at the end the
+gateway stops first, then nodes, master, broker.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import mesh
 from agents.samples import Sample, count_documents, plan_samples
-from agents.up.child import Child, Program
+from agents.up.child import Child
+from agents.up.gateway import Place, take_place
+from agents.up.programs import Programs
 from agents.up.supervisor import Supervisor
 from mesh import bootstrap
 from mesh.config import MeshConfig
 from mesh.errors import MeshError, StateError
 
 if TYPE_CHECKING:
-    from mesh import messages
+    from mesh import MeshClient, messages
     from mesh.bootstrap import EmbeddedBroker, StateFolder
 
 START_TIMEOUT_S = 300.0
 """A mesh that is not ready by then has something wrong that no process dies of."""
 
 _POLL_S = 0.2
-_KILL_MARGIN_S = 5.0
 _ONE_PRESS_S = 0.5
 """`make`, `timeout` and terminals may pass one signal on twice."""
-_BROKER, _MASTER, _NODES = range(3)
-"""Stages: nodes stop first, the broker last."""
+_ROLES = ("operator", "node", "master", "gateway")
+"""Whose credentials `mesh.json` names."""
+
+_GRANTED_TO = "operator"
+_GRANTED = ("search", "actions")
+_GRANTED_S = 86_400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What somebody needs to know to use a mesh that has just become ready."""
+
+    nats_url: str
+    http_url: str
+    prefix: str
+    """Of the gateway's routes, for example `/api/ai-engine`."""
+    token: str | None
+    """Access token for search and actions; None: none could be had. Never for a log."""
+    nodes: Sequence[str]
+    collection: str | None
+    """One that can be searched."""
 
 
 class View(Protocol):
@@ -46,16 +69,25 @@ class View(Protocol):
         """Something worth a line."""
         ...
 
-    def ready(self, nats_url: str, nodes: Sequence[str]) -> None:
+    def ready(self, ready: Ready) -> None:
         """All is at work."""
         ...
 
 
-def run(config: MeshConfig, *, state_dir: Path, nats_port: int, nodes: int, view: View) -> int:
+def run(
+    config: MeshConfig,
+    *,
+    config_file: Path | None,
+    state_dir: Path,
+    nats_port: int,
+    nodes: int,
+    view: View,
+) -> int:
     """Run a whole mesh until SIGTERM or Ctrl-C; a second one kills.
 
     Args:
-        config: Settings; the children read theirs by themselves.
+        config: Settings; `gateway.port` 0 takes a free one. The children read theirs by themselves,
+        config_file: from here; None: from `mesh.toml` in the current folder, if there is one.
         state_dir: Folder for all state; taken for this mesh alone.
         nats_port: 0 takes a free one.
         nodes: How many sample nodes.
@@ -64,12 +96,14 @@ def run(config: MeshConfig, *, state_dir: Path, nats_port: int, nodes: int, view
     Raises:
         MeshError: It cannot start; says why and what to do.
     """
+    os.umask(0o077)  # what a mesh keeps is its owner's alone
     with ExitStack() as opened:
         state = opened.enter_context(bootstrap.StateFolder(state_dir))
         state.remove_mesh()  # of a mesh that was killed
         opened.callback(state.remove_mesh)
         log = opened.enter_context((state.logs / "up.log").open("a", encoding="utf-8"))
         bootstrap.configure_logs(ids={"process": "up"}, stream=log)
+        place = take_place(config.gateway)
         passwords = {
             user: login.password
             for user, login in state.credentials(bootstrap.EmbeddedBroker.USERS).items()
@@ -81,24 +115,29 @@ def run(config: MeshConfig, *, state_dir: Path, nats_port: int, nodes: int, view
             sync_interval=config.nats.sync_interval,
         )
         plan = plan_samples(nodes, state.samples)
-        asyncio.run(_Mesh(config, state, broker, plan, view).run())
+        programs = Programs(config, config_file, state, broker)
+        made = _Mesh(programs, state=state, broker=broker, place=place, samples=plan, view=view)
+        asyncio.run(made.run())
     return 0
 
 
 class _Mesh:
     def __init__(
         self,
-        config: MeshConfig,
+        programs: Programs,
+        *,
         state: StateFolder,
         broker: EmbeddedBroker,
+        place: Place,
         samples: Sequence[Sample],
         view: View,
     ) -> None:
+        self._programs = programs
         self._state = state
         self._broker = broker
+        self._place = place
         self._samples = samples
         self._view = view
-        self._node_grace_s = config.node.stop_grace_s + _KILL_MARGIN_S
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._pids: dict[str, int] = {}
         self._published = False
@@ -147,91 +186,64 @@ class _Mesh:
 
     async def _start_all(self, supervisor: Supervisor) -> None:
         self._view.progress("starting the broker")
-        supervisor.keep(self._broker_program())
+        supervisor.keep(self._programs.broker())
         while not await self._broker_is_ready(supervisor):  # noqa: ASYNC110 (another process)
             await asyncio.sleep(_POLL_S / 10)
 
-        supervisor.keep(self._master_program())
+        supervisor.keep(self._programs.master())
+        supervisor.keep(self._programs.gateway(self._place))
         if any(not sample.file.exists() for sample in self._samples):
             self._view.progress("collecting sample documents")
-            await supervisor.once(self._samples_program())
+            await supervisor.once(self._programs.samples(len(self._samples)))
         for sample in self._samples:
-            supervisor.keep(self._node_program(sample))
-        await self._wait_until_all_work()
+            supervisor.keep(self._programs.node(sample))
+        login = self._state.credentials_file("operator")
+        async with mesh.connect(self._broker.url, credentials=login, identity="up") as client:
+            await self._wait_until_all_work(client)
+            token = await self._token(client)
 
         self._published = supervisor.settled = True
         self._publish()
-        self._view.ready(self._broker.url, [sample.slug for sample in self._samples])
+        self._view.ready(self._ready(token))
 
     async def _broker_is_ready(self, supervisor: Supervisor) -> bool:
         pid = supervisor.pid("broker")
         return pid is not None and await asyncio.to_thread(self._broker.probe, pid)
 
-    async def _wait_until_all_work(self) -> None:
+    async def _wait_until_all_work(self, client: MeshClient) -> None:
         expected = await asyncio.to_thread(_expected_rows, self._samples)
-        login = self._state.credentials_file("operator")
-        async with mesh.connect(self._broker.url, credentials=login, identity="up") as client:
-            while True:
-                with suppress(MeshError):  # the master is not there yet
-                    missing = _missing(await client.nodes(), self._samples, expected)
-                    if not missing:
-                        break
-                    names, details = ", ".join(missing), ", ".join(filter(None, missing.values()))
-                    self._view.progress(f"waiting for {names}", details)
-                await asyncio.sleep(_POLL_S)
+        while True:
+            with suppress(MeshError):  # the master is not there yet
+                missing = _missing(await client.nodes(), self._samples, expected)
+                if not missing:
+                    break
+                names, details = ", ".join(missing), ", ".join(filter(None, missing.values()))
+                self._view.progress(f"waiting for {names}", details)
+            await asyncio.sleep(_POLL_S)
         for sample in self._samples:
             _loaded_mark(sample).touch(mode=0o600)
+        while not await asyncio.to_thread(self._place.is_ready):
+            self._view.progress("waiting for the gateway")
+            await asyncio.sleep(_POLL_S)
 
-    # -- programs ----------------------------------------------------------------------------------
+    async def _token(self, client: MeshClient) -> str | None:
+        """For the people at this terminal; a mesh without it is no worse."""
+        try:
+            grant = await client.access.issue(_GRANTED_TO, _GRANTED, ttl_s=_GRANTED_S)
+        except MeshError as error:  # say, a node of that name
+            self._view.notice(f"no token for the curl line: {error}")
+            return None
+        return grant.access_token
 
-    def _broker_program(self) -> Program:
-        return Program(
-            name="broker",
-            argv=self._broker.command(),
-            log=self._log("broker"),
-            stage=_BROKER,
-            prepare=self._broker.prepare,
-            environment=self._broker.environment,
+    def _ready(self, token: str | None) -> Ready:
+        return Ready(
+            nats_url=self._broker.url,
+            http_url=self._place.url,
+            prefix=self._place.prefix,
+            token=token,
+            nodes=[sample.slug for sample in self._samples],
+            collection=self._samples[0].collection if self._samples else None,
         )
-
-    def _master_program(self) -> Program:
-        return Program(
-            name="master",
-            argv=_agent("master", *self._where("master")),
-            log=self._log("master"),
-            stage=_MASTER,
-        )
-
-    def _node_program(self, sample: Sample) -> Program:
-        name = f"node-{sample.slug}"
-        source = f"{sample.collection}={sample.file}"
-        return Program(
-            name=name,
-            argv=_agent("run", *self._where("node"), "--name", sample.slug, "--collection", source),
-            log=self._log(name),
-            stage=_NODES,
-            grace_s=self._node_grace_s,
-        )
-
-    def _samples_program(self) -> Program:
-        folder, nodes = str(self._state.samples), str(len(self._samples))
-        return Program(
-            name="samples",
-            argv=[sys.executable, "-P", "-m", "agents.samples", folder, nodes],
-            log=self._log("samples"),
-        )
-
-    def _where(self, user: str) -> list[str]:
-        """Flags, because MESH_URL may name another mesh."""
-        login = self._state.credentials_file(user)
-        return [
-            f"--state-dir={self._state.path}",
-            f"--url={self._broker.url}",
-            f"--creds={login}",
-        ]
-
-    def _log(self, name: str) -> Path:
-        return self._state.logs / f"{name}.log"
 
     # -- mesh.json ---------------------------------------------------------------------------------
 
@@ -241,11 +253,11 @@ class _Mesh:
             self._publish()
 
     def _publish(self) -> None:
-        roles = ("operator", "node", "master")
         self._state.write_mesh(
             bootstrap.MeshFile(
+                http_url=self._place.url,
                 nats_url=self._broker.url,
-                credentials={role: str(self._state.credentials_file(role)) for role in roles},
+                credentials={role: str(self._state.credentials_file(role)) for role in _ROLES},
                 pids=self._pids,
                 started_at=self._started_at,
                 version=mesh.__version__,
@@ -258,11 +270,6 @@ async def _first(*awaited: asyncio.Future[Any]) -> None:
     done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
     for future in done:
         future.result()
-
-
-def _agent(command: str, *flags: str) -> list[str]:
-    # -P: a file of the working directory does not hide one of ours
-    return [sys.executable, "-P", "-m", "cli.mesh_agent", command, *flags]
 
 
 def _loaded_mark(sample: Sample) -> Path:

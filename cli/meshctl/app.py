@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
+from typer.models import CommandInfo
 
 from cli.connection import DEFAULT_STATE_DIR, Options
 from cli.meshctl import search
@@ -21,6 +22,7 @@ GROUPS = {
     "nodes": "Register, watch and change the nodes of the mesh.",
     "collections": "List, fill and drop collections.",
     "actions": "List and run actions, and see what was run.",
+    "tokens": "Issue, list and revoke access tokens of the HTTP gateway.",
 }
 """Modules of this package, each with a typer `app`."""
 
@@ -47,10 +49,17 @@ def tree(only: str | None = None) -> typer.Typer:
         group = typer.Typer()
         if only in {None, name}:
             group = importlib.import_module(f"cli.meshctl.{name}").app
-            for command in group.registered_commands:
+            for command in _commands(group):
                 command.epilog = _EVERYWHERE
         app.add_typer(group, name=name, help=purpose, epilog=_EVERYWHERE)
     return app
+
+
+def _commands(group: typer.Typer) -> Iterator[CommandInfo]:
+    yield from group.registered_commands
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            yield from _commands(inner.typer_instance)
 
 
 def _show_version(wanted: bool) -> None:

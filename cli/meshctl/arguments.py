@@ -25,6 +25,7 @@ _FILTER = re.compile(r"(?P<column>[^<>=]+)(?P<operator>>=|<=|=|>|<)(?P<value>.*)
 _BOUNDS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _ITEM = re.compile(r'\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^,"]*))\s*(?:,|$)')
 _AGE = re.compile(r"(\d+)\s*([smhdw])")
+_LIFETIME = re.compile(r"([0-9]{1,12})\s*([smhdw]?)")
 _AGE_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -181,6 +182,26 @@ def since(text: str, now: int) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.UTC)
     return max(int(moment.timestamp() * 1000), 0)
+
+
+def lifetime(text: str) -> int:
+    """Seconds of `3600`, `90s`, `15m`, `12h`, `30d` or `2w`.
+
+    Raises:
+        typer.BadParameter
+    """
+    found = _LIFETIME.fullmatch(text.strip())
+    if found is None:
+        raise typer.BadParameter(
+            f"{text!r} is neither seconds nor a time like 15m, 12h, 30d", param_hint="--ttl"
+        )
+    return int(found[1]) * _AGE_S[found[2] or "s"]
+
+
+def words(written: Sequence[str] | None) -> list[str]:
+    """Words of an option that is repeated, separated by commas, or both; each once, in order."""
+    parts = (word.strip() for text in written or () for word in text.split(","))
+    return list(dict.fromkeys(filter(None, parts)))
 
 
 def given(**values: Any) -> Mapping[str, Any]:

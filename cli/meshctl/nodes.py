@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import connection
-from cli.meshctl import monitor, ping, registration, session
+from cli.meshctl import join_tokens, monitor, ping, registration, session
 from cli.meshctl.session import Session
 from cli.output import (
     HEALTH_STYLES,
@@ -33,6 +33,10 @@ app.command("monitor")(monitor.monitor)
 app.command("register")(registration.register)
 app.command("update")(registration.update)
 app.command("remove")(registration.remove)
+app.command("rotate-key")(registration.rotate_key)
+app.add_typer(
+    join_tokens.app, name="join-token", help="Tokens with which nodes register themselves."
+)
 
 _WATCH_S = 2.0
 _COLUMNS = (

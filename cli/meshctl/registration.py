@@ -1,4 +1,4 @@
-"""`meshctl nodes register`, `update` and `remove`: what an operator decides about nodes."""
+"""`meshctl nodes register`, `update`, `remove`, `rotate-key`: what an operator decides."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cli.meshctl.arguments import given, json_object
 from cli.output import NOTHING
 from mesh.types import Status
 
+_ONCE = "keep the API key now: it is not shown again"
 NODE_ARGUMENT = typer.Argument(help="Slug or id.", metavar="NODE")
 
 
@@ -23,7 +24,7 @@ def register(
     type_: Annotated[str, typer.Option("--type", help="Kind of node.")] = "child",
     capability: Annotated[
         list[str] | None,
-        typer.Option(help="What it can do; repeat it.  [default: search, actions]"),
+        typer.Option(help="What it can do; repeat it. Default: search, actions."),
     ] = None,
     weight: Annotated[float, typer.Option(help="Share of the load.")] = 1.0,
     description: Annotated[str, typer.Option(help="What it holds.")] = "",
@@ -64,7 +65,18 @@ def register(
                 ("API key", answer.api_key),
             ]
         )
-    run.out.warn("keep the API key now: it is not shown again")
+    run.out.warn(_ONCE)
+
+
+def rotate_key(context: typer.Context, node: Annotated[str, NODE_ARGUMENT]) -> None:
+    """Give a node a new API key and show it, once; the old one is refused from then on."""
+    run = session.of(context)
+    answer = run.ask(lambda client: client.access.rotate_key(node))
+    if run.out.as_json:
+        run.out.json(answer)
+    else:
+        run.out.fields([("node", answer.node.slug), ("API key", answer.api_key)])
+    run.out.warn(_ONCE)
 
 
 def update(

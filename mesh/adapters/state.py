@@ -37,12 +37,12 @@ class MeshFile(msgspec.Struct, frozen=True, kw_only=True):
     """`mesh.json`: how to reach the mesh of a state folder."""
 
     http_url: str | None = None
-    """None: no gateway runs."""
+    """Of the gateway, without its prefix; None: no gateway runs."""
     nats_url: str
     credentials: dict[str, str]
-    """Absolute paths of credentials files by role: `operator`, `node`, `master`."""
+    """Absolute paths of credentials files by role: `operator`, `node`, `master`, `gateway`."""
     pids: dict[str, int]
-    """By process name: `broker`, `master`, `node-<slug>`."""
+    """By process name: `broker`, `master`, `gateway`, `node-<slug>`."""
     started_at: str
     """ISO 8601, UTC."""
     version: str
@@ -106,6 +106,11 @@ class StateFolder:
         except OSError as error:
             raise self._unusable(error) from error
 
+    def keep_for_successor(self) -> None:
+        """Hold the lock also in the program that this process becomes (`execve`)."""
+        if self._lock is not None:
+            os.set_inheritable(self._lock, True)
+
     def _take(self) -> None:
         try:
             self._lock = _lock(self.path)
@@ -141,16 +146,7 @@ class StateFolder:
         Raises:
             StateError: A file that cannot be read or written.
         """
-        return {user: self._login(user) for user in users}
-
-    def _login(self, user: str) -> Credentials:
-        file = self.credentials_file(user)
-        if file.exists():
-            return read_credentials(file)
-        # A letter first: no tool that meets the password takes it for a number or a flag.
-        made = Credentials(user=user, password=f"p{secrets.token_urlsafe(_PASSWORD_BYTES)}")
-        write_json(file, made)
-        return made
+        return make_credentials(self._credentials, users)
 
     # -- mesh.json ---------------------------------------------------------------------------------
 
@@ -227,6 +223,25 @@ def read_mesh(state_dir: Path) -> MeshFile:
             "or give --url/MESH_URL"
         )
     return _read(file, MeshFile, "start the mesh again")
+
+
+def make_credentials(folder: Path, users: Iterable[str]) -> dict[str, Credentials]:
+    """Logins by user in `<folder>/<user>.json`; a password is made (256 random bits) once and kept.
+
+    Raises:
+        StateError: A file that cannot be read or written.
+    """
+    logins = {}
+    for user in users:
+        file = folder / f"{user}.json"
+        if file.exists():
+            logins[user] = read_credentials(file)
+            continue
+        # A letter first: no tool that meets the password takes it for a number or a flag.
+        password = f"p{secrets.token_urlsafe(_PASSWORD_BYTES)}"
+        logins[user] = Credentials(user=user, password=password)
+        write_json(file, logins[user])
+    return logins
 
 
 def read_credentials(file: Path) -> Credentials:

@@ -32,8 +32,8 @@ def score(tf: Sequence[int], weights: Sequence[float], length: int, mean_length:
     """
     relative = max(length, 0) / mean_length if mean_length > 0 else 1.0
     norm = K1 * (1 - B + B * relative)
-    return sum(
-        weight * count * (K1 + 1) / (count + norm)
-        for count, weight in zip(tf, weights, strict=False)
-        if count > 0
-    )
+    total = 0.0
+    for count, weight in zip(tf, weights, strict=False):
+        if count > 0:
+            total += weight * count * (K1 + 1) / (count + norm)
+    return total

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from operator import attrgetter
 from typing import NamedTuple
 
 from mesh.core import bm25
@@ -68,15 +69,17 @@ class _Entry:
     """Cosine on the scale of all fingerprints; never negative."""
     text: float = 0.0
     vector: float = 0.0
+    score: float = 0.0
 
-    @property
-    def score(self) -> float:
-        return self.text + self.vector
 
-    @property
-    def name(self) -> tuple[str, str, str, str]:
-        """Breaks ties the same way however the documents are split."""
-        return self.collection, self.candidate.id, self.shard, self.node
+def _name(entry: _Entry) -> tuple[str, str, str, str]:
+    """Breaks ties the same way however the documents are split."""
+    return entry.collection, entry.candidate.id, entry.shard, entry.node
+
+
+_bm25 = attrgetter("bm25")
+_similarity = attrgetter("similarity")
+_score = attrgetter("score")
 
 
 def rank(
@@ -114,28 +117,30 @@ def rank(
 
 def _compete(parts: Sequence[Candidates], mode: SearchMode, limit: int) -> list[_Entry]:
     """The candidates that one index would have ranked, best first."""
-    entries = list(_entries(parts))
+    entries = sorted(_entries(parts), key=_name)  # what sorts them later keeps this order in ties
     _scale(entries)
     deep = depth(limit)
-    legs: list[list[_Entry]] = []
+    near: list[_Entry] = []
+    matching: list[_Entry] = []
     if mode != "text":
-        found = (e for e in entries if e.candidate.vector_hit and e.candidate.cosine is not None)
-        legs.append(_best(found, lambda entry: entry.similarity, deep))
+        found = [e for e in entries if e.candidate.vector_hit and e.candidate.cosine is not None]
+        near = _best(found, _similarity)[:deep]
     if mode != "vector":
         # A hit without any of the terms: its node takes text apart in another way.
-        found = (e for e in entries if e.candidate.text_hit and e.bm25 > 0)
-        legs.append(_best(found, lambda entry: entry.bm25, deep))
-    competing = list({id(entry): entry for leg in legs for entry in leg}.values())
+        found = [e for e in entries if e.candidate.text_hit and e.bm25 > 0]
+        matching = _best(found, _bm25)[:deep]
+    chosen = {id(entry) for entry in (*near, *matching)}
+    competing = [entry for entry in entries if id(entry) in chosen]
     match mode:
         case "vector":
             for entry in competing:
-                entry.vector = entry.similarity
+                entry.score = entry.vector = entry.similarity
         case "text":
             for entry in competing:
-                entry.text = entry.bm25
+                entry.score = entry.text = entry.bm25
         case "hybrid":
-            _fuse(competing, vector_found=bool(legs[0]))
-    return _best(competing, lambda entry: entry.score, len(competing))
+            _fuse(competing, vector_found=bool(near))
+    return _best(competing, _score)
 
 
 def _entries(parts: Sequence[Candidates]) -> Iterator[_Entry]:
@@ -155,12 +160,12 @@ def _entries(parts: Sequence[Candidates]) -> Iterator[_Entry]:
         for shard in part.shards:
             for found in shard.candidates:
                 yield _Entry(
-                    node=part.node,
-                    collection=shard.collection,
-                    shard=shard.shard,
-                    fingerprint=shard.fingerprint,
-                    candidate=found,
-                    bm25=bm25.score(found.tf, weights, found.length, mean),
+                    part.node,
+                    shard.collection,
+                    shard.shard,
+                    shard.fingerprint,
+                    found,
+                    bm25.score(found.tf, weights, found.length, mean),
                 )
 
 
@@ -169,14 +174,18 @@ def _scale(entries: Sequence[_Entry]) -> None:
     best: dict[str, float] = {}
     for entry in entries:
         cosine = entry.candidate.cosine
-        if cosine is not None and entry.candidate.vector_hit:
-            best[entry.fingerprint] = max(best.get(entry.fingerprint, 0.0), cosine)
+        if (
+            cosine is not None
+            and entry.candidate.vector_hit
+            and cosine > best.setdefault(entry.fingerprint, 0.0)
+        ):
+            best[entry.fingerprint] = cosine
+    alone = len(best) == 1
     for entry in entries:
         top = best.get(entry.fingerprint, 0.0)
-        if top > 0 and len(best) == 1:
-            top = 1.0
-        cosine = min(max(entry.candidate.cosine or 0.0, 0.0), 1.0)
-        entry.similarity = min(cosine / top, 1.0) if top > 0 else 0.0
+        cosine = entry.candidate.cosine
+        if top > 0 and cosine is not None and cosine > 0:
+            entry.similarity = min(cosine if alone else min(cosine, 1.0) / top, 1.0)
 
 
 def _fuse(competing: Sequence[_Entry], *, vector_found: bool) -> None:
@@ -190,10 +199,12 @@ def _fuse(competing: Sequence[_Entry], *, vector_found: bool) -> None:
             entry.text = entry.bm25 / top_bm25 / 2
         if vector_found and top_similarity > 0:
             entry.vector = entry.similarity / top_similarity / 2
+        entry.score = entry.text + entry.vector
 
 
-def _best(entries: Iterable[_Entry], key: Callable[[_Entry], float], count: int) -> list[_Entry]:
-    return sorted(entries, key=lambda entry: (-key(entry), entry.name))[:count]
+def _best(entries: Sequence[_Entry], key: Callable[[_Entry], float]) -> list[_Entry]:
+    """Highest first; equal ones in the order they came."""
+    return sorted(entries, key=key, reverse=True)
 
 
 def _interleave(rankings: Sequence[Sequence[_Entry]]) -> Iterator[_Entry]:
@@ -203,14 +214,17 @@ def _interleave(rankings: Sequence[Sequence[_Entry]]) -> Iterator[_Entry]:
 
 def _distinct(entries: Iterable[_Entry]) -> Iterator[_Entry]:
     """The first of every group of equal documents."""
-    seen: set[tuple[str, str, str]] = set()
+    ids: set[tuple[str, str]] = set()
+    hashes: set[tuple[str, str]] = set()
     for entry in entries:
-        names = {("id", entry.collection, entry.candidate.id)}
+        by_id = (entry.collection, entry.candidate.id)
+        by_hash = (entry.collection, entry.candidate.hash)
+        if by_id in ids or by_hash in hashes:
+            continue
+        ids.add(by_id)
         if entry.candidate.hash:
-            names.add(("hash", entry.collection, entry.candidate.hash))
-        if names.isdisjoint(seen):
-            seen |= names
-            yield entry
+            hashes.add(by_hash)
+        yield entry
 
 
 def _ranked(entry: _Entry, explain: bool) -> Ranked:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TypeVar
 
 import msgspec
+import structlog
 
-from mesh.errors import DeadlineExceededError, DisconnectedError
+from mesh.errors import DeadlineExceededError, DisconnectedError, MeshError
 from mesh.ports import Bus, Clock
 from mesh.wire import codec, subjects
-from mesh.wire.messages import Request
+from mesh.wire.messages import CancelRequest, Request
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Request)
+
+log = structlog.get_logger()
 
 _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 1.0
@@ -35,6 +38,16 @@ class Caller:
         """
         subject = subjects.rpc(node, verb, self._bus.identity)
         return await self._send(subject, node, request, kind, timeout_s)
+
+    def give_up(self, node: str, request_id: str) -> None:
+        """Tell a node that nobody waits for that request any more. Nothing is waited for here
+        either: a node that does not hear of it stops at the request's deadline.
+        """
+        subject = subjects.rpc(node, "cancel", self._bus.identity)
+        try:
+            self._bus.publish(subject, codec.encode(CancelRequest(request=request_id)))
+        except MeshError as error:
+            log.debug("mesh.caller.cancel_lost", node=node, error=str(error))
 
     async def master(self, verb: str, request: Request, kind: type[T], timeout_s: float) -> T:
         """Ask any master.

@@ -2,66 +2,42 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
-import structlog
 from uuid_utils import uuid7
 
 from mesh.config import MeshConfig
-from mesh.core.route_table import NeedSnapshot, RouteFollower, RouteTable, refusal
-from mesh.errors import (
-    BadRequestError,
-    InvalidError,
-    MeshError,
-    NotFoundError,
-    UnavailableError,
-)
-from mesh.ports import Bus, Clock, Message, Subscription
+from mesh.core import targets
+from mesh.core.route_table import RouteTable
+from mesh.errors import InvalidError, NotFoundError
+from mesh.ports import Bus, Clock
+from mesh.runtime.access_api import AccessApi
 from mesh.runtime.caller import Caller
-from mesh.runtime.discovery import route_of
+from mesh.runtime.fan_out import fan_out
 from mesh.runtime.federation import Federation
-from mesh.types import ActionState, MergeStrategy, Require, SearchMode, Status
+from mesh.runtime.registry_api import RegistryApi
+from mesh.runtime.routes import Routes
+from mesh.types import MergeStrategy, Require, SearchMode
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
     ActionRequest,
     ActionResult,
-    HistoryPage,
-    HistoryQuery,
-    NodeChange,
-    NodeList,
-    NodeName,
-    NodeRecord,
-    NodeRegister,
-    NodeRegistered,
-    NodesQuery,
-    NodeStats,
-    NodeUpdate,
+    FanOutResult,
     PingRequest,
     PingResult,
-    Request,
-    RoutesRequest,
-    RouteUpdate,
     SearchRequest,
     SearchResult,
 )
 
 T = TypeVar("T")
 
-log = structlog.get_logger()
-
-_MASTER_TIMEOUT_S = 5.0
-_ROUTES_TIMEOUT_S = 2.0
-_DISCOVERY_S = 0.5
-_HISTORY_TIMEOUT_S = 10.0
-_PAGES_TRIES = 3
 _NAMES = {"options.collections", "options.nodes"}
 
 
-class MeshClient:
+class MeshClient(RegistryApi):
     """Searches, actions and the registry. Made by `mesh.connect`; use it as a context manager.
 
     It keeps the last route table it heard and goes on when no master answers; without any it finds
@@ -72,11 +48,11 @@ class MeshClient:
         self._bus = bus
         self._config = config
         self._clock = clock
-        self._caller = Caller(bus, clock)
+        super().__init__(Caller(bus, clock))
+        self._routes = Routes(bus, self._caller)
+        self.access = AccessApi(self._caller)
+        """Keys and tokens."""
         self._federation = Federation(self._caller, clock)
-        self._follower = RouteFollower()
-        self._subscription: Subscription | None = None
-        self._refreshing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -91,72 +67,22 @@ class MeshClient:
 
     async def start(self) -> None:
         """Hear of routes from now on, and know the present ones."""
-        self._subscription = await self._bus.subscribe(subjects.ROUTES, self._on_routes)
-        self._bus.on_connection(self._on_connection)
-        await self._refresh()
+        await self._routes.start()
 
     async def close(self) -> None:
         """Hang up."""
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-            await asyncio.gather(self._refreshing, return_exceptions=True)
+        await self._routes.stop()
         await self._bus.close()
-
-    # -- routes ------------------------------------------------------------------------------------
 
     @property
     def routes(self) -> RouteTable:
         """The newest route table this client has heard."""
-        return self._follower.table
+        return self._routes.table
 
-    def _on_routes(self, message: Message) -> None:
-        if isinstance(self._follower.apply(codec.decode(message.data, RouteUpdate)), NeedSnapshot):
-            self._refresh_soon()
-
-    def _on_connection(self, connected: bool) -> None:
-        if connected:
-            self._refresh_soon()
-
-    def _refresh_soon(self) -> None:
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._refresh_unwatched())
-
-    async def _refresh_unwatched(self) -> None:
-        try:
-            await self._refresh()
-        except Exception:
-            log.exception("mesh.client.refresh_failed")
-
-    async def _refresh(self) -> None:
-        """Fetch the table; without a master, ask the nodes themselves."""
-        try:
-            await self._fetch_pages()
-        except MeshError as error:
-            log.info("mesh.client.master_away", error=str(error))
-            if not self.routes.epoch:  # else the last table is good until a master is back
-                await self._discover()
-
-    async def _fetch_pages(self) -> None:
-        for _ in range(_PAGES_TRIES):
-            page, pages = 0, 1
-            while page < pages:
-                update = await self._caller.master(
-                    "routes", RoutesRequest(page=page), RouteUpdate, _ROUTES_TIMEOUT_S
-                )
-                self._follower.apply(update)
-                page, pages = page + 1, update.pages
-            if self.routes.order >= (update.epoch, update.version):
-                return
-
-    async def _discover(self) -> None:
-        try:
-            cards = await self._bus.gather("$SRV.INFO", b"", responder="srv", window_s=_DISCOVERY_S)
-        except MeshError as error:
-            log.info("mesh.client.discovery_failed", error=str(error))
-            return
-        nodes = [node for node in map(route_of, cards) if node is not None]
-        if not self.routes.epoch:
-            self._follower.table = RouteTable(version=self.routes.version + 1, nodes=nodes)
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there right now."""
+        return self._bus.connected
 
     # -- search and actions ------------------------------------------------------------------------
 
@@ -192,6 +118,8 @@ class MeshClient:
             deduplicate: Keep one of equal documents of a collection.
             explain: Give each hit's parts.
 
+        When the task that awaits it is cancelled, the nodes stop their work for it.
+
         Raises:
             InvalidError: A value that cannot be, an unknown collection, column or node.
             UnavailableError: Fewer shards answered than `require` asks.
@@ -209,15 +137,35 @@ class MeshClient:
             "deduplicate": settings.deduplicate if deduplicate is None else deduplicate,
             "explain": explain,
         }
-        asked = {"query": query, "limit": limit, "options": options, "id": str(uuid7())}
-        request = codec.convert(asked, SearchRequest)
+        asked = {"query": query, "limit": limit, "options": options}
+        return await self.submit(codec.convert(asked, SearchRequest))
+
+    async def submit(self, request: SearchRequest, *, on_behalf: str = "") -> SearchResult:
+        """`search` for a request that is made, and checked against its type, already.
+
+        When the task that awaits it is cancelled, the nodes stop their work for it.
+
+        Args:
+            request: One without an id gets one. Its id must be no other search's of this identity:
+                a node that is told to stop it stops whatever the identity asked under that id.
+            on_behalf: Whom the caller speaks for; empty: as the request says.
+
+        Raises:
+            InvalidError: An unknown collection, column or node.
+            UnavailableError: Fewer shards answered than `require` asks.
+        """
+        request = msgspec.structs.replace(
+            request,
+            id=request.id or str(uuid7()),
+            on_behalf=on_behalf or request.on_behalf,
+        )
         try:
             return await self._federation.search(request, self.routes)
         except InvalidError as error:
             # The name may be newer than our table: ask once before saying that there is no such.
             if not error.fields.keys() & _NAMES:
                 raise
-            await self._refresh()
+            await self._routes.refresh()
             return await self._federation.search(request, self.routes)
 
     async def run_action(
@@ -228,6 +176,7 @@ class MeshClient:
         node: str | None = None,
         id: str | None = None,  # noqa: A002
         timeout_s: float | None = None,
+        on_behalf: str = "",
     ) -> ActionResult:
         """Run an action on a node and wait for its outcome.
 
@@ -238,6 +187,8 @@ class MeshClient:
                 `params` or, if none does, exactly one offers the action.
             id: Idempotency key: the same id runs once, however often it is asked.
             timeout_s: How long to wait; the action itself goes on.
+            on_behalf: Whom a gateway, master or bridge speaks for: history names them instead of
+                the caller. Nodes ignore it from anybody else.
 
         Raises:
             BadRequestError: Unknown action, or not exactly one node qualifies.
@@ -250,46 +201,76 @@ class MeshClient:
         """
         subjects.token(action, "action")
         body = dict(params or {})
-        target = self._target(action, body, node)
-        wait_s = self._config.routing.request_timeout_s if timeout_s is None else timeout_s
-        request = ActionRequest(id=id or str(uuid7()), action=action, params=body)
+        target = await self._chosen(lambda: targets.one(self.routes, action, body, node))
+        request = ActionRequest(
+            id=id or str(uuid7()), action=action, params=body, on_behalf=on_behalf
+        )
+        wait_s = self._action_timeout_s(timeout_s)
         return await self._caller.action(target, action, request, ActionResult, wait_s)
 
-    def _target(self, action: str, params: Mapping[str, Any], node: str | None) -> str:
-        if node is not None:
-            return self._known(node)
-        nodes = self.routes.nodes.values()
-        able = [route for route in nodes if action in route.actions]
-        if not able:
-            offered = sorted({name for route in nodes for name in route.actions})
-            raise BadRequestError(
-                f"no node offers {action!r}; actions: {', '.join(offered) or 'none'}"
-            )
-        held = params.get("collection")
-        holders = [route for route in able if any(info.name == held for info in route.collections)]
-        # Health comes after the choice: a write meant for a node that is away must not go to
-        # another one and begin a second collection of that name there.
-        choice = holders or able
-        if len(choice) > 1:
-            raise BadRequestError(
-                f"{len(choice)} nodes {'hold' if holders else 'offer'} "
-                f"{held if holders else action!r}; say which: "
-                + ", ".join(route.slug for route in choice)
-            )
-        [chosen] = choice
-        if reason := refusal(chosen):
-            raise UnavailableError(f"node {chosen.slug!r} cannot be asked now: {reason}")
-        return chosen.slug
+    async def fan_out(
+        self,
+        action: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        nodes: Sequence[str] | None = None,
+        all: bool = False,  # noqa: A002
+        collection: str | None = None,
+        id: str | None = None,  # noqa: A002
+        timeout_s: float | None = None,
+        parallel: int = 10,
+        on_behalf: str = "",
+    ) -> FanOutResult:
+        """Run an action on several nodes and wait for all of their outcomes: exactly one of
+        `nodes`, `all` and `collection` says on which. A node that fails or is away is told of in
+        its item of the result; whatever is raised was raised before anything was sent.
 
-    def _known(self, node: str) -> str:
-        subjects.token(node, "node")
-        route = self.routes.node(node)
-        if route is None:
-            there = ", ".join(self.routes.nodes) or "none"
-            raise NotFoundError(f"unknown node {node!r}; there are: {there}")
-        if route.status is not Status.ACTIVE:
-            raise UnavailableError(f"node {node!r} is {route.status.value}")
-        return route.slug
+        Args:
+            action: Its name.
+            params: JSON object, the same for every node.
+            nodes: Slugs; one that is named twice runs it once.
+            all: Every registered, active node that offers the action.
+            collection: Every node that holds it, all replicas of a shard among them.
+            id: Idempotency key: each node runs `<id>.<node>` once, however often it is asked.
+            timeout_s: How long to wait for each node, from when it is asked.
+            parallel: How many nodes are asked at a time.
+            on_behalf: As in `run_action`.
+
+        Raises:
+            InvalidError: Not exactly one of the three, an unknown collection, an id that is too
+                long.
+            NotFoundError: Unknown node in `nodes`.
+            BadRequestError: Nobody offers the action; or `index` by a collection that several
+                nodes hold, which would store the same documents on each.
+            UnavailableError: None of the nodes that offer it is active.
+        """
+        subjects.token(action, "action")
+        if parallel < 1:
+            message = "must be at least 1"
+            raise InvalidError(f"parallel: {message}", fields={"parallel": [message]})
+        chosen = await self._chosen(
+            lambda: targets.several(
+                self.routes, action, nodes=nodes, all=all, collection=collection
+            )
+        )
+        request = ActionRequest(
+            id=id or str(uuid7()), action=action, params=dict(params or {}), on_behalf=on_behalf
+        )
+        wait_s = self._action_timeout_s(timeout_s)
+        return await fan_out(self._caller, request, chosen, timeout_s=wait_s, parallel=parallel)
+
+    async def _chosen(self, choose: Callable[[], T]) -> T:
+        """What `choose` gives, once more with the newest table if a name is not in ours."""
+        try:
+            return choose()
+        except (NotFoundError, InvalidError) as error:
+            if isinstance(error, InvalidError) and "collection" not in error.fields:
+                raise
+            await self._routes.refresh()
+            return choose()
+
+    def _action_timeout_s(self, timeout_s: float | None) -> float:
+        return self._config.routing.request_timeout_s if timeout_s is None else timeout_s
 
     async def ping(self, node: str, *, timeout_s: float = 1.0) -> tuple[PingResult, float]:
         """Ask a node for a sign of life; with the round trip in milliseconds.
@@ -300,90 +281,3 @@ class MeshClient:
         began = self._clock.monotonic()
         answer = await self._caller.node(node, "ping", PingRequest(), PingResult, timeout_s)
         return answer, (self._clock.monotonic() - began) * 1000
-
-    # -- registry ----------------------------------------------------------------------------------
-
-    async def nodes(
-        self,
-        *,
-        node: str = "",
-        status: Status | None = None,
-        type: str = "",  # noqa: A002
-    ) -> NodeList:
-        """Registered nodes with their live health.
-
-        Raises:
-            NotFoundError: `node` (slug or id) is none.
-            UnavailableError: No master answers.
-        """
-        return await self._master(
-            "nodes", NodesQuery(node=node, status=status, type=type), NodeList
-        )
-
-    async def register_node(self, node: NodeRegister) -> NodeRegistered:
-        """Register a node; its API key is in the answer, this once.
-
-        Raises:
-            ConflictError: The name is taken.
-            InvalidError: A value that cannot be.
-        """
-        checked = codec.convert(msgspec.to_builtins(node), NodeRegister)
-        return await self._master("register", checked, NodeRegistered)
-
-    async def update_node(self, node: str, change: NodeUpdate) -> NodeRecord:
-        """Change a registered node.
-
-        Raises:
-            NotFoundError, InvalidError
-        """
-        checked = codec.convert(msgspec.to_builtins(change), NodeUpdate)
-        return await self._master("update", NodeChange(node=node, change=checked), NodeRecord)
-
-    async def remove_node(self, node: str) -> NodeRecord:
-        """Take a node out of the registry.
-
-        Raises:
-            NotFoundError
-        """
-        return await self._master("remove", NodeName(node=node), NodeRecord)
-
-    async def probe_node(self, node: str) -> NodeRecord:
-        """Have the master ping the node now and say what it thinks of it.
-
-        Raises:
-            NotFoundError
-        """
-        return await self._master("probe", NodeName(node=node), NodeRecord)
-
-    async def stats(self) -> NodeStats:
-        """Nodes counted by status, health and type."""
-        return await self._master("stats", Request(), NodeStats)
-
-    async def history(
-        self,
-        *,
-        action_id: str = "",
-        node: str = "",
-        action: str = "",
-        caller: str = "",
-        state: ActionState | None = None,
-        since: int = 0,
-        limit: int = 50,
-        offset: int = 0,
-    ) -> HistoryPage:
-        """The action history, newest first; empty arguments match all, `since` is unix ms."""
-        query = {
-            "action_id": action_id,
-            "node": node,
-            "action": action,
-            "caller": caller,
-            "state": state,
-            "since": since,
-            "limit": limit,
-            "offset": offset,
-        }
-        request = codec.convert(query, HistoryQuery)
-        return await self._caller.master("history", request, HistoryPage, _HISTORY_TIMEOUT_S)
-
-    async def _master(self, verb: str, request: Request, kind: type[T]) -> T:
-        return await self._caller.master(verb, request, kind, _MASTER_TIMEOUT_S)

@@ -18,12 +18,12 @@ import msgspec
 import structlog
 from uuid_utils import uuid7
 
+from mesh.core.targets import check_id
 from mesh.errors import (
     BadRequestError,
     ConflictError,
     DeadlineExceededError,
     InterruptedActionError,
-    InvalidError,
     MeshError,
     TooLargeError,
     UnavailableError,
@@ -42,7 +42,6 @@ log = structlog.get_logger()
 _HISTORY_TIMEOUT_S = 3.0
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.1, 2.0
 _MOST_PARAMS_BYTES = 4096
-_LONGEST_ID = 200
 
 
 class Executor:
@@ -111,9 +110,7 @@ class Executor:
             )
         if not request.id:
             request = msgspec.structs.replace(request, id=str(uuid7()))
-        if len(request.id) > _LONGEST_ID or not request.id.isprintable():
-            message = f"an id has 1 to {_LONGEST_ID} printable characters"
-            raise InvalidError(message, fields={"id": [message]})
+        check_id(request.id)
         check_params(spec, request.params)
         digest = digest_of(request)
         task = self._running.get(request.id)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import structlog
 
-from mesh.config import HealthConfig, MasterConfig
-from mesh.ports import Bus, Clock, History, Registry, Subscription
+from mesh.config import HealthConfig, MasterConfig, SecurityConfig
+from mesh.ports import Bus, Clock, History, Registry, Subscription, TokenSigner, TokenStore
+from mesh.runtime.authority import Authority
 from mesh.runtime.background import Background
 from mesh.runtime.history_index import HistoryIndex
 from mesh.runtime.master_api import MasterApi
@@ -39,8 +40,11 @@ class Master:
         history: History,
         clock: Clock,
         *,
+        tokens: TokenStore,
+        signer: TokenSigner,
         health: HealthConfig,
         config: MasterConfig,
+        security: SecurityConfig,
         incarnation: int,
     ) -> None:
         """Args:
@@ -48,8 +52,11 @@ class Master:
         registry: Open.
         history: The stream that the index follows.
         clock: Time.
+        tokens: Issued tokens, beside the registry.
+        signer: Signs access tokens.
         health: When a node counts as what.
         config: Snapshot interval.
+        security: Lifetimes of tokens.
         incarnation: Start time in unix ms.
         """
         self._bus = bus
@@ -77,10 +84,21 @@ class Master:
         self._responder = Responder(
             bus, clock, name=_NAME, max_parallel=_MAX_PARALLEL, max_queued=_MAX_QUEUED
         )
+        self._authority = Authority(
+            bus,
+            self.membership,
+            registry=registry,
+            tokens=tokens,
+            signer=signer,
+            clock=clock,
+            background=self._background,
+            config=security,
+        )
         self._api = MasterApi(
             self.membership,
             self._publisher,
             self._history_index,
+            self._authority,
             registry=registry,
             history=history,
             clock=clock,
@@ -111,6 +129,7 @@ class Master:
         self._bus.on_connection(self._connection_changed)
         await self.membership.start()
         await self._history_index.start()
+        self._authority.start()
         self._background.spawn("warm-up", self._warm_up())
         self._requests = await self._bus.subscribe(
             f"{subjects.PREFIX}.master.*.*", self._api.handle, queue=_QUEUE

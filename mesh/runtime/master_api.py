@@ -1,17 +1,18 @@
-"""The verbs of `mesh.v1.master.<verb>.<caller>`: registry, statistics, routes, history."""
+"""The verbs of `mesh.v1.master.<verb>.<caller>`: registry, statistics, routes, history. Those about
+keys and tokens are the `Authority`'s own.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import secrets
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import structlog
-from uuid_utils import uuid7
 
-from mesh.errors import BadRequestError, ConflictError, DeadlineExceededError, MeshError
+from mesh.errors import BadRequestError, DeadlineExceededError, MeshError, NotFoundError
 from mesh.ports import Clock, History, Message, Registry
+from mesh.runtime.authority import Authority
 from mesh.runtime.history_index import HistoryIndex
 from mesh.runtime.membership import Membership
 from mesh.runtime.route_publisher import RoutePublisher
@@ -40,7 +41,6 @@ log = structlog.get_logger()
 
 R = TypeVar("R", bound=Request)
 
-_KEY_BYTES = 32
 _HISTORY_WAIT_S = 2.0
 
 
@@ -52,6 +52,7 @@ class MasterApi:
         membership: Membership,
         publisher: RoutePublisher,
         history_index: HistoryIndex,
+        authority: Authority,
         *,
         registry: Registry,
         history: History,
@@ -63,12 +64,13 @@ class MasterApi:
         self._view = membership.view
         self._publisher = publisher
         self._history_index = history_index
+        self._authority = authority
         self._registry = registry
         self._history = history
         self._clock = clock
         self._responder = responder
         self._incarnation = incarnation
-        self._verbs: dict[str, Callable[[bytes], Awaitable[Any]]] = {
+        self._verbs: dict[str, Callable[[bytes, str], Awaitable[Any]]] = {
             "history": self._of(HistoryQuery, self._history_page),
             "nodes": self._of(NodesQuery, self._nodes),
             "ping": self._of(PingRequest, self._ping),
@@ -78,7 +80,7 @@ class MasterApi:
             "routes": self._of(RoutesRequest, self._routes),
             "stats": self._of(Request, self._stats),
             "update": self._of(NodeChange, self._update),
-        }
+        } | {name: self._of(kind, verb) for name, (kind, verb) in authority.verbs.items()}
 
     def handle(self, message: Message) -> None:
         """Serve one request; the bus calls this."""
@@ -88,30 +90,30 @@ class MasterApi:
             self._responder.drop(message, str(error))
             return
 
-        async def answer(_caller: str) -> bytes:
+        async def answer(caller: str) -> bytes:
             serve = self._verbs.get(verb)
             if serve is None:
                 raise BadRequestError(f"no verb {verb!r}; there are: {', '.join(self._verbs)}")
-            return codec.ok(await serve(message.data))
+            return codec.ok(await serve(message.data, caller))
 
         self._responder.serve(message, answer, bypass=verb == "ping")
 
     def _of(
-        self, kind: type[R], verb: Callable[[R], Awaitable[Any]]
-    ) -> Callable[[bytes], Awaitable[Any]]:
-        """`verb` on bytes; nothing at all is as good as `{}`."""
+        self, kind: type[R], verb: Callable[[R, str], Awaitable[Any]]
+    ) -> Callable[[bytes, str], Awaitable[Any]]:
+        """`verb` on bytes of a caller; nothing at all is as good as `{}`."""
 
-        async def serve(data: bytes) -> Any:
+        async def serve(data: bytes, caller: str) -> Any:
             request = codec.decode(data or b"{}", kind)
             if request.deadline and self._clock.unix_ms() >= request.deadline:
                 raise DeadlineExceededError("the request had expired before it was read")
-            return await verb(request)
+            return await verb(request, caller)
 
         return serve
 
     # -- reading -----------------------------------------------------------------------------------
 
-    async def _ping(self, _: PingRequest) -> PingResult:
+    async def _ping(self, _: PingRequest, _caller: str) -> PingResult:
         return PingResult(
             node="master",
             incarnation=self._incarnation,
@@ -119,21 +121,21 @@ class MasterApi:
             at=self._clock.unix_ms(),
         )
 
-    async def _routes(self, request: RoutesRequest) -> RouteUpdate:
+    async def _routes(self, request: RoutesRequest, _caller: str) -> RouteUpdate:
         return await self._publisher.page(request.page)
 
-    async def _nodes(self, query: NodesQuery) -> NodeList:
+    async def _nodes(self, query: NodesQuery, _caller: str) -> NodeList:
         return NodeList(nodes=self._view.select(query), blind=self._membership.blind)
 
-    async def _stats(self, _: Request) -> NodeStats:
+    async def _stats(self, _: Request, _caller: str) -> NodeStats:
         return self._view.stats(blind=self._membership.blind)
 
-    async def _probe(self, request: NodeName) -> NodeRecord:
+    async def _probe(self, request: NodeName, _caller: str) -> NodeRecord:
         record = self._view.find(request.node)
         await self._membership.probe(record.slug)
         return self._view.find(record.slug)
 
-    async def _history_page(self, query: HistoryQuery) -> HistoryPage:
+    async def _history_page(self, query: HistoryQuery, _caller: str) -> HistoryPage:
         """Whoever has just seen an action end finds it here."""
         try:
             newest = await self._history.last_sequence(timeout_s=_HISTORY_WAIT_S)
@@ -145,47 +147,25 @@ class MasterApi:
 
     # -- changing ----------------------------------------------------------------------------------
 
-    async def _register(self, request: NodeRegister) -> NodeRegistered:
-        slug = subjects.slug_of(request.name)
-        now_ms = self._clock.unix_ms()
-        record = NodeRecord(
-            id=str(uuid7()),
-            slug=slug,
-            name=request.name,
-            url=request.url,
-            type=request.type,
-            status=Status.ACTIVE,
-            description=request.description,
-            capabilities=request.capabilities,
-            domains=request.domains,
-            keywords=request.keywords,
-            metadata=request.metadata,
-            weight=request.weight,
-            created_at=now_ms,
-            updated_at=now_ms,
-        )
-        api_key = secrets.token_urlsafe(_KEY_BYTES)
-        try:
-            await self._registry.register(
-                record, api_key_hash=hashlib.sha256(api_key.encode()).hexdigest()
-            )
-        except ConflictError as error:
-            raise ConflictError(
-                f"there is a node {slug!r} already; choose another name, "
-                f"or remove that one first: meshctl nodes remove {slug}"
-            ) from error
-        self._membership.add(record)
-        log.info("mesh.node.registered", node=slug)
-        return NodeRegistered(node=self._view.find(slug), api_key=api_key)
+    async def _register(self, request: NodeRegister, caller: str) -> NodeRegistered:
+        record, api_key = await self._authority.admit(request, by=caller)
+        return NodeRegistered(node=record, api_key=api_key)
 
-    async def _update(self, request: NodeChange) -> NodeRecord:
+    async def _update(self, request: NodeChange, caller: str) -> NodeRecord:
         slug = self._view.find(request.node).slug
         record = await self._registry.update(slug, request.change)
-        return self._membership.change(record)
+        changed = self._membership.change(record)
+        if request.change.status is not None and record.status is not Status.ACTIVE:
+            await self._authority.issued.shut_out(slug, by=caller)
+        log.info("mesh.node.updated", node=slug, by=caller)
+        return changed
 
-    async def _remove(self, request: NodeName) -> NodeRecord:
+    async def _remove(self, request: NodeName, caller: str) -> NodeRecord:
         record = self._view.find(request.node)
-        await self._registry.remove(record.slug, incarnation=record.incarnation)
+        # It may be gone from the database: by another master, or a try that got only so far.
+        with contextlib.suppress(NotFoundError):
+            await self._registry.remove(record.slug, incarnation=record.incarnation)
+        await self._authority.issued.shut_out(record.slug, by=caller)
         self._membership.remove(record)
-        log.info("mesh.node.removed", node=record.slug)
+        log.info("mesh.node.removed", node=record.slug, by=caller)
         return record

@@ -1,4 +1,4 @@
-"""A running node: its doors on the bus, what stands behind them, its word about itself."""
+"""A running node: its life, from start to stop, and its word about itself."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-import msgspec
 import structlog
 
 from mesh.config import MeshConfig
-from mesh.core.service_time import ServiceTime
 from mesh.errors import (
-    BadRequestError,
     ConflictError,
     DeadlineExceededError,
     DisconnectedError,
@@ -27,7 +24,6 @@ from mesh.ports import (
     Clock,
     Documents,
     Embedder,
-    Handler,
     History,
     Journal,
     Message,
@@ -35,12 +31,12 @@ from mesh.ports import (
 )
 from mesh.runtime.background import Background
 from mesh.runtime.builtin_actions import builtin_actions
-from mesh.runtime.discovery import Discovery, Endpoint
+from mesh.runtime.discovery import Discovery
 from mesh.runtime.executor import Executor
 from mesh.runtime.heartbeat import HeartbeatThread
+from mesh.runtime.node_doors import Doors
 from mesh.runtime.node_search import NodeSearch
 from mesh.runtime.sdk import ActionSpec, Node
-from mesh.runtime.serving import Responder
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
     ActionInfo,
@@ -48,12 +44,9 @@ from mesh.wire.messages import (
     ActionResult,
     Changed,
     CollectionInfo,
-    FetchRequest,
-    FetchResult,
     Heartbeat,
     NodeEvent,
     PingResult,
-    SearchRequest,
 )
 
 log = structlog.get_logger()
@@ -95,8 +88,7 @@ class NodeServer:
         self._incarnation = clock.unix_ms()
         self._draining = False
         self._told_of = {info.name for info in documents.collections()}
-        self._acting = ServiceTime()
-        self._subscriptions: list[Subscription] = []
+        self._started: Subscription | None = None
         self._background = Background(clock)
         self._superseded = asyncio.Event()
         self._heartbeat: HeartbeatThread | None = None
@@ -111,13 +103,6 @@ class NodeServer:
         self.actions: Mapping[str, ActionSpec] = (
             builtin_actions(documents, changed=self._changed) | node.actions
         )
-        self._meters: dict[Endpoint, ServiceTime] = {
-            endpoint: ServiceTime()
-            for endpoint in (
-                *(("rpc", verb) for verb in subjects.NODE_VERBS),
-                *(("act", action) for action in sorted(self.actions)),
-            )
-        }
         self.executor = Executor(
             slug,
             self.actions,
@@ -126,12 +111,15 @@ class NodeServer:
             clock=clock,
             default_timeout_s=config.routing.request_timeout_s,
         )
-        self._responder = Responder(
+        self._doors = Doors(
             bus,
             clock,
-            name=slug,
-            max_parallel=config.node.max_parallel_requests,
-            max_queued=config.node.max_queued_requests,
+            config.node,
+            greeting=PingResult(node=slug, incarnation=self._incarnation, version=version),
+            search=self._search,
+            documents=documents,
+            executor=self.executor,
+            actions=self.actions,
         )
         started = dt.datetime.fromtimestamp(self._incarnation / 1000, tz=dt.UTC)
         self._discovery = Discovery(
@@ -140,7 +128,7 @@ class NodeServer:
             started=started.isoformat().replace("+00:00", "Z"),
             compose=self.describe,
             actions=self.actions,
-            meters=self._meters,
+            meters=self._doors.meters,
         )
 
     # -- life --------------------------------------------------------------------------------------
@@ -162,13 +150,13 @@ class NodeServer:
 
     async def _start(self) -> None:
         await self.executor.start()
-        await self._listen(subjects.event(self.slug, "started"), self._on_started)
+        started = subjects.event(self.slug, "started")
+        self._started = await self._bus.subscribe(started, self._on_started)
         await self._name_is_free()  # whoever did not answer before may have come to
         self._bus.on_connection(self._connection_changed)
         # An older life hears of us before the first request that would run in both.
         self._tell("started")
-        await self._listen(f"{subjects.PREFIX}.rpc.{self.slug}.*.*", self._on_rpc)
-        await self._listen(f"{subjects.PREFIX}.act.{self.slug}.*.*", self._on_action)
+        await self._doors.open()
         await self._discovery.start()
         heartbeat = HeartbeatThread(
             self._connect_heartbeat,
@@ -212,19 +200,14 @@ class NodeServer:
             ending.push_async_callback(self._discovery.stop)
             ending.push_async_callback(self._background.stop)
             ending.push_async_callback(self.executor.stop)
-            ending.push_async_callback(self._responder.drain, grace_s)
+            ending.push_async_callback(self._doors.drain, grace_s)
             ending.push_async_callback(self._close_doors)
 
-    async def _listen(self, subject: str, handler: Handler) -> None:
-        self._subscriptions.append(await self._bus.subscribe(subject, handler))
-
     async def _close_doors(self) -> None:
-        doors, self._subscriptions = self._subscriptions, []
-        await asyncio.gather(*(door.unsubscribe() for door in doors))
-        try:
-            await self._bus.flush(timeout_s=1.0)  # what was sent to us before is here now
-        except MeshError as error:
-            log.info("mesh.node.broker_away", error=str(error))
+        started, self._started = self._started, None
+        if started is not None:
+            await started.unsubscribe()
+        await self._doors.close()
 
     # -- one life at a time ------------------------------------------------------------------------
 
@@ -246,6 +229,7 @@ class NodeServer:
             )
             self._draining = True
             self._superseded.set()
+            self._doors.shut()
             self._background.spawn("retire", self._retire())
 
     async def _retire(self) -> None:
@@ -289,74 +273,12 @@ class NodeServer:
         outcome = codec.result_of(await self.executor.execute(request, self.slug), ActionResult)
         return dict(outcome.result)
 
-    # -- doors -------------------------------------------------------------------------------------
-
-    def _on_rpc(self, message: Message) -> None:
-        if self._superseded.is_set():
-            return  # the newer life answers
-        verb = message.subject.split(".")[4]
-        match verb:
-            case "ping":
-                self._responder.serve(message, self._ping, bypass=True)
-            case "search":
-                self._responder.serve(message, lambda _caller: self._searched(message))
-            case "fetch":
-                self._responder.serve(message, lambda _caller: self._fetched(message))
-            case _:
-                self._responder.serve(message, lambda _caller: _unknown_verb(verb), bypass=True)
-
-    def _on_action(self, message: Message) -> None:
-        if self._superseded.is_set():
-            return  # the newer life runs it
-        self._responder.serve(message, lambda caller: self._acted(message, caller))
-
-    async def _ping(self, _caller: str) -> bytes:
-        with _Metered(self._clock, self._meters["rpc", "ping"]):
-            return codec.ok(
-                PingResult(
-                    node=self.slug,
-                    incarnation=self._incarnation,
-                    version=self._version,
-                    at=self._clock.unix_ms(),
-                )
-            )
-
-    async def _searched(self, message: Message) -> bytes:
-        with _Metered(self._clock, self._meters["rpc", "search"]):
-            request = codec.decode(message.data, SearchRequest)
-            self._not_expired(request.deadline)
-            return codec.ok(await self._search.answer(request))
-
-    async def _fetched(self, message: Message) -> bytes:
-        with _Metered(self._clock, self._meters["rpc", "fetch"]):
-            request = codec.decode(message.data, FetchRequest)
-            self._not_expired(request.deadline)
-            found = await self._documents.fetch(request.collection, request.ids)
-            return codec.ok(FetchResult(documents=list(found)))
-
-    async def _acted(self, message: Message, caller: str) -> bytes:
-        named = message.subject.split(".")[4]
-        with _Metered(self._clock, self._acting, self._meters.get(("act", named))):
-            request = codec.decode(message.data, ActionRequest)
-            if request.action != named:
-                raise BadRequestError(
-                    f"the subject says {named!r}, the message says {request.action!r}"
-                )
-            # Whom a caller speaks for is believed of those the broker knows as our own processes.
-            if caller not in _TRUSTED and request.on_behalf:
-                request = msgspec.structs.replace(request, on_behalf="")
-            return await self.executor.execute(request, caller)
-
-    def _not_expired(self, deadline: int) -> None:
-        if deadline and self._clock.unix_ms() >= deadline:
-            raise DeadlineExceededError("nobody waits for this any more; nothing was done")
-
     # -- word about itself -------------------------------------------------------------------------
 
     def describe(self) -> Heartbeat:
         """The heartbeat as of now, without lag and sequence."""
         settings = self._config.node
-        responder = self._responder
+        responder = self._doors.responder
         return Heartbeat(
             node=self.slug,
             name=self._node.name,
@@ -370,8 +292,7 @@ class NodeServer:
             queued=responder.queued,
             draining=self._draining,
             overloaded=responder.refused_within(self._config.health.heartbeat_interval_s),
-            verbs={verb: self._meters["rpc", verb].stats() for verb in subjects.NODE_VERBS}
-            | {"action": self._acting.stats()},
+            verbs=self._doors.stats(),
             collections=list(self._collections()),
             actions=[
                 ActionInfo(
@@ -418,30 +339,3 @@ class NodeServer:
             self._bus.publish(subjects.event(self.slug, name), payload)
         except MeshError as error:
             log.info("mesh.node.event_lost", name=name, error=str(error))
-
-
-_TRUSTED = frozenset({"gateway", "master", "bridge"})
-
-
-async def _unknown_verb(verb: str) -> bytes:
-    known = ", ".join(subjects.NODE_VERBS)
-    raise BadRequestError(f"unknown verb {verb!r}; nodes answer: {known}")
-
-
-class _Metered:
-    """Measures one request, on each of the meters."""
-
-    def __init__(self, clock: Clock, *meters: ServiceTime | None) -> None:
-        self._meters = meters
-        self._clock = clock
-        self._began = clock.monotonic()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        took_ms = (self._clock.monotonic() - self._began) * 1000
-        failed = isinstance(error, Exception) and getattr(error, "code", 500) >= 500  # noqa: PLR2004
-        for meter in self._meters:
-            if meter is not None:
-                meter.record(took_ms, failed=failed)

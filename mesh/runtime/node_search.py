@@ -16,7 +16,7 @@ from mesh.core.merge import depth, rank
 from mesh.core.text import query_terms, terms
 from mesh.errors import DeadlineExceededError, InternalError, InvalidError, MeshError
 from mesh.ports import Clock, Documents, Embedder
-from mesh.runtime.results import missing_texts, search_result
+from mesh.runtime.results import coverage, missing_texts, search_result
 from mesh.runtime.sdk import SearchFunction
 from mesh.wire.messages import (
     Candidate,
@@ -227,7 +227,7 @@ class NodeSearch:
         return search_result(
             ranking,
             texts=texts,
-            reports=reports,
+            shards=coverage(reports),
             strategy=options.strategy,
             duration_ms=part.took_ms,
         )

@@ -15,6 +15,7 @@ import structlog
 from mesh.errors import InternalError, MeshError, OverloadedError, TooLargeError
 from mesh.ports import Bus, Clock, Message
 from mesh.wire import codec
+from mesh.wire.messages import Request
 from mesh.wire.subjects import PREFIX
 
 log = structlog.get_logger()
@@ -24,6 +25,33 @@ Respond = Callable[[str], Awaitable[bytes]]
 
 _SMOOTHING = 0.1
 _LEAST_RETRY_MS = 50
+
+
+class _Work:
+    """One request that is queued or runs."""
+
+    __slots__ = ("_id", "finishes", "message", "task", "waiting")
+
+    def __init__(self, message: Message, *, finishes: bool, waiting: bool) -> None:
+        self.message = message
+        self.finishes = finishes
+        """What has begun is not stopped for a caller that gave up."""
+        self.waiting = waiting
+        """It is in the queue of the bulkhead."""
+        self.task: asyncio.Task[None] | None = None
+        self._id: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Of the request. Read when somebody asks, and once: no request pays for it that nobody
+        cancels.
+        """
+        if self._id is None:
+            try:
+                self._id = codec.decode(self.message.data, Request).id
+            except MeshError:
+                self._id = ""
+        return self._id
 
 
 class Responder:
@@ -41,7 +69,8 @@ class Responder:
         self._max_parallel = max_parallel
         self._max_queued = max_queued
         self._slots = asyncio.Semaphore(max_parallel)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._works: dict[str, set[_Work]] = {}
+        """By caller."""
         self._service_ms = 0.0
         self.in_flight = 0
         self.queued = 0
@@ -53,61 +82,88 @@ class Responder:
         at = self._refused_at
         return at is not None and self._clock.monotonic() - at < seconds
 
-    def serve(self, message: Message, handler: Respond, *, bypass: bool = False) -> None:
+    def serve(
+        self, message: Message, handler: Respond, *, bypass: bool = False, finishes: bool = False
+    ) -> None:
         """Answer `message` with what `handler` gives; returns at once.
 
         Args:
             message: The request; the last token of its subject is the caller.
             handler: Runs in a task of its own.
             bypass: Neither counted nor queued: pings must be answered by a busy node too.
+            finishes: Once it has begun, `cancel` no longer stops it.
         """
-        caller = message.subject.rpartition(".")[2]
-        if not message.reply.startswith(f"{PREFIX}.re.{self._name}.{caller}."):
+        caller = caller_of(message)
+        if not self.answerable(message, caller):
             self.drop(message, "reply subject is not the caller's")
             return
-        if not bypass and self.in_flight >= self._max_parallel and self.queued >= self._max_queued:
-            self._refused_at = self._clock.monotonic()
-            wait_ms = self._service_ms * (self.queued + 1) / self._max_parallel
-            refusal = OverloadedError(
-                f"{self._name} has as much work as it takes",
-                retry_after_ms=max(_LEAST_RETRY_MS, round(wait_ms)),
-            )
-            self._reply(message, codec.encode(codec.error_reply(refusal)))
+        full = self.in_flight + self.queued >= self._max_parallel + self._max_queued
+        if full and not bypass:
+            self._refuse(message)
             return
-        run = (
-            self._answer(message, caller, handler)
-            if bypass
-            else self._queue(message, caller, handler)
-        )
-        task = asyncio.get_running_loop().create_task(run)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        work = _Work(message, finishes=finishes, waiting=not bypass)
+        run = self._answer if bypass else self._queue
+        self.queued += work.waiting  # counted now: many may arrive before the first task runs
+        work.task = asyncio.get_running_loop().create_task(run(work, caller, handler))
+        self._works.setdefault(caller, set()).add(work)
+        work.task.add_done_callback(lambda _task: self._ended(work, caller))
+
+    def answerable(self, message: Message, caller: str) -> bool:
+        """Whether its answer would go to nobody but its caller."""
+        return message.reply.startswith(f"{PREFIX}.re.{self._name}.{caller}.")
 
     def drop(self, message: Message, why: str) -> None:
         """Count a message that cannot be answered."""
         self.dropped += 1
         log.warning("mesh.serving.message_dropped", subject=message.subject, why=why)
 
-    async def _queue(self, message: Message, caller: str, handler: Respond) -> None:
-        self.queued += 1
-        waiting = True
-        try:
-            async with self._slots:
-                self.queued -= 1
-                waiting = False
-                self.in_flight += 1
-                began = self._clock.monotonic()
-                try:
-                    await self._answer(message, caller, handler)
-                finally:
-                    self.in_flight -= 1
-                    took_ms = (self._clock.monotonic() - began) * 1000
-                    self._service_ms += _SMOOTHING * (took_ms - self._service_ms)
-        finally:
-            if waiting:
-                self.queued -= 1
+    def cancel(self, caller: str, request: str) -> bool:
+        """Stop what that caller, and no other, asked under that id; whether there was anything.
 
-    async def _answer(self, message: Message, caller: str, handler: Respond) -> None:
+        A place in the queue or a slot is free as soon as the loop comes round. What cannot be
+        stopped is code that does not await: a thread runs to its end, though nobody waits for it.
+        No answer goes out: who cancels has given up.
+        """
+        stopped = False
+        for work in self._works.get(caller, ()):
+            if request and work.id == request and (work.waiting or not work.finishes):
+                stopped |= work.task is not None and work.task.cancel()
+        return stopped
+
+    def _refuse(self, message: Message) -> None:
+        self._refused_at = self._clock.monotonic()
+        wait_ms = self._service_ms * (self.queued + 1) / self._max_parallel
+        refusal = OverloadedError(
+            f"{self._name} has as much work as it takes",
+            retry_after_ms=max(_LEAST_RETRY_MS, round(wait_ms)),
+        )
+        self._reply(message, codec.encode(codec.error_reply(refusal)))
+
+    async def _queue(self, work: _Work, caller: str, handler: Respond) -> None:
+        async with self._slots:
+            self._left_queue(work)
+            self.in_flight += 1
+            began = self._clock.monotonic()
+            try:
+                await self._answer(work, caller, handler)
+            finally:
+                self.in_flight -= 1
+                took_ms = (self._clock.monotonic() - began) * 1000
+                self._service_ms += _SMOOTHING * (took_ms - self._service_ms)
+
+    def _left_queue(self, work: _Work) -> None:
+        self.queued -= work.waiting
+        work.waiting = False
+
+    def _ended(self, work: _Work, caller: str) -> None:
+        self._left_queue(work)  # also of a task that was cancelled before its first step
+        mine = self._works[caller]
+        mine.discard(work)
+        if not mine:
+            del self._works[caller]
+
+    async def _answer(self, work: _Work, caller: str, handler: Respond) -> None:
+        message = work.message
         try:
             payload = await handler(caller)
         except MeshError as error:
@@ -133,10 +189,18 @@ class Responder:
 
     async def drain(self, grace_s: float) -> None:
         """Let running handlers finish for `grace_s` seconds, then cancel what is left."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=grace_s)
-        leftover = set(self._tasks)
+        if running := self._tasks():
+            await asyncio.wait(running, timeout=grace_s)
+        leftover = self._tasks()
         for task in leftover:
             task.cancel()
-        if leftover:
-            await asyncio.gather(*leftover, return_exceptions=True)
+        await asyncio.gather(*leftover, return_exceptions=True)
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        works = (work for mine in self._works.values() for work in mine)
+        return [work.task for work in works if work.task is not None]
+
+
+def caller_of(message: Message) -> str:
+    """Who asks: the broker lets nobody publish under another's name."""
+    return message.subject.rpartition(".")[2]

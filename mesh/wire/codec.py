@@ -11,7 +11,13 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from mesh.errors import BadRequestError, InternalError, InvalidError, MeshError, error_class
+from mesh.errors import (
+    BadRequestError,
+    InvalidError,
+    MeshError,
+    UnreadableReplyError,
+    error_class,
+)
 from mesh.wire.messages import ErrorReply, OkReply, Reply
 
 T = TypeVar("T")
@@ -135,7 +141,7 @@ def result_of(payload: bytes, kind: type[T]) -> T:
     """The result inside a reply.
 
     Raises:
-        MeshError: What the peer answered with, or InternalError for a reply we cannot read.
+        MeshError: What the peer answered with, or UnreadableReplyError.
     """
     reply: OkReply | ErrorReply = _readable(payload, cast("type[OkReply]", Reply))
     if isinstance(reply, ErrorReply):
@@ -148,4 +154,4 @@ def _readable(payload: bytes | msgspec.Raw, kind: type[T]) -> T:
     try:
         return decode(payload, kind)
     except (BadRequestError, InvalidError) as error:
-        raise InternalError(f"the reply cannot be read: {error}") from error
+        raise UnreadableReplyError(f"the reply cannot be read: {error}") from error

@@ -5,6 +5,7 @@ Source: NATS ADR-6 (subject naming), ADR-32 (service subjects).
 
 from __future__ import annotations
 
+import functools
 import re
 
 from mesh.errors import InvalidError
@@ -13,7 +14,7 @@ PREFIX = "mesh.v1"
 RESERVED = frozenset({"srv", "js", "master", "gateway"})
 """Names no node, application or operator may take."""
 
-NODE_VERBS = ("search", "fetch", "ping")
+NODE_VERBS = ("search", "fetch", "ping", "cancel")
 HISTORY_STREAM = "MESH_HISTORY"
 HISTORY_SUBJECTS = f"{PREFIX}.history.>"
 ROUTES = f"{PREFIX}.routes"
@@ -58,6 +59,7 @@ def slug_of(name: str) -> str:
     return free_name(slug) if slug else token(name)
 
 
+@functools.lru_cache(maxsize=4096)
 def rpc(node: str, verb: str, caller: str) -> str:
     """Request to a node, e.g. `mesh.v1.rpc.crm.search.ops`."""
     return f"{PREFIX}.rpc.{token(node, 'node')}.{token(verb, 'verb')}.{token(caller, 'caller')}"

@@ -18,7 +18,7 @@ AGAIN_AT_MOST_S = 15
 def seconds_until_ready(state):
     began = time.perf_counter()
     up = subprocess.Popen(
-        agent("up", "--state-dir", state, "--nats-port", 0),
+        agent("up", "--state-dir", state, "--nats-port", 0, "--http-port", 0),
         cwd=state.parent,
         env=clean_environment(),
         stdout=subprocess.PIPE,

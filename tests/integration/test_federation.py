@@ -19,6 +19,7 @@ from mesh.runtime.federation import Federation
 from mesh.types import Health, Status
 from mesh.wire import codec
 from mesh.wire.messages import (
+    CancelRequest,
     Candidate,
     Candidates,
     CollectionInfo,
@@ -97,7 +98,10 @@ class Mesh:
         )
         limit = options.pop("limit", 10)
         request = SearchRequest(
-            query="late", limit=limit, options=SearchOptions(timeout_ms=timeout_ms, **options)
+            id=options.pop("id", ""),
+            query="late",
+            limit=limit,
+            options=SearchOptions(timeout_ms=timeout_ms, **options),
         )
         return await federation.search(request, RouteTable(epoch=1, version=1, nodes=routes))
 
@@ -296,3 +300,52 @@ async def test_cancelled_search_leaves_nothing_behind(mesh):
     await asyncio.sleep(0)
     ours = [other for other in asyncio.all_tasks() if "_ask" in str(other.get_coro())]
     assert ours == []
+
+
+async def test_who_did_not_answer_is_told_to_stop_and_nobody_else(mesh):
+    await mesh.node("a", says(part("a", ("late a", 0.9))))
+    await mesh.node("hung", lambda _verb, _data: None)
+    await mesh.search(route("a"), route("hung"), timeout_ms=200, id="mine")
+    async with asyncio.timeout(5):
+        while len(mesh.asked) < 3:
+            await asyncio.sleep(0.01)
+    verbs = {(slug, verb) for slug, verb, _ in mesh.asked}
+    assert verbs == {("a", "search"), ("hung", "search"), ("hung", "cancel")}
+    (told,) = [data for _, verb, data in mesh.asked if verb == "cancel"]
+    assert codec.decode(told, CancelRequest).request == "mine"
+
+
+async def test_cancelled_search_tells_every_node_that_has_not_answered(mesh):
+    for slug in ("one", "two"):
+        await mesh.node(slug, lambda _verb, _data: None)
+    task = asyncio.create_task(mesh.search(route("one"), route("two"), timeout_ms=30_000))
+    async with asyncio.timeout(5):
+        while len(mesh.asked) < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while len(mesh.asked) < 4:
+            await asyncio.sleep(0.01)
+    assert sorted((slug, verb) for slug, verb, _ in mesh.asked[2:]) == [
+        ("one", "cancel"),
+        ("two", "cancel"),
+    ]
+
+
+async def test_a_plan_is_made_anew_for_a_new_table_and_for_other_options(mesh):
+    await mesh.node("a", says(part("a", ("late a", 0.9))))
+    await mesh.node("b", says(part("b", ("late b", 0.8))))
+    federation = Federation(Caller(await mesh.bus("ops", "operator"), SystemClock()), SystemClock())
+    everywhere = SearchRequest(query="late")
+    first = RouteTable(epoch=1, version=1, nodes=[route("a")])
+    second = RouteTable(epoch=1, version=2, nodes=[route("a"), route("b")])
+    for table, options, nodes in [
+        (first, SearchOptions(), 1),
+        (first, SearchOptions(), 1),
+        (second, SearchOptions(), 2),
+        (second, SearchOptions(nodes=["b"]), 1),
+        (second, SearchOptions(collections=["notes"]), 2),
+    ]:
+        asked = msgspec.structs.replace(everywhere, options=options)
+        assert (await federation.search(asked, table)).nodes_searched == nodes

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import MemoryBroker, MemoryBus, MemoryHistory
 
 from mesh.adapters.clock import SystemClock
+from mesh.adapters.jwt import JwtSigner
 from mesh.adapters.sql.registry import SqlRegistry
-from mesh.config import HealthConfig, MasterConfig
+from mesh.adapters.state import write_json
+from mesh.config import HealthConfig, MasterConfig, SecurityConfig
 from mesh.core.route_table import RouteFollower
 from mesh.errors import (
     BadRequestError,
@@ -130,6 +133,13 @@ class Mesh:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.signer = JwtSigner.open(
+            Path(url.partition("///")[2]).parent / "signing-keys.json",
+            issuer="nodemesh",
+            audience="nodemesh",
+            at=1,
+            save=write_json,
+        )
         self.broker = MemoryBroker()
         self.history = MemoryHistory(self.broker.bus("historian"))
         self.operator = self.broker.bus("ops")
@@ -152,8 +162,11 @@ class Mesh:
             self.registry,
             self.history,
             SystemClock(),
+            tokens=self.registry.tokens,
+            signer=self.signer,
             health=HEALTH,
             config=MasterConfig(snapshot_interval_s=0.2),
+            security=SecurityConfig(),
             incarnation=self.lives,
         )
         await self.master.start()
@@ -566,7 +579,7 @@ async def test_ping(mesh):
 
 
 async def test_bad_requests_say_what_is_wrong(mesh):
-    with pytest.raises(BadRequestError, match="history, nodes, ping"):
+    with pytest.raises(BadRequestError, match=r"history, nodes, ping.*token-issue"):
         await mesh.ask("explode", b"{}", NodeList)
     with pytest.raises(BadRequestError, match="JSON"):
         await mesh.ask("nodes", b"{", NodeList)
@@ -700,8 +713,11 @@ async def test_two_masters_answer_each_request_once(mesh):
         mesh.registry,
         mesh.history,
         SystemClock(),
+        tokens=mesh.registry.tokens,
+        signer=mesh.signer,
         health=HEALTH,
         config=MasterConfig(),
+        security=SecurityConfig(),
         incarnation=2,
     )
     await other.start()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import mesh
+from mesh.adapters.nats.broker import EmbeddedBroker
 
 
 def agent(*arguments, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +40,7 @@ def test_version_and_help(tmp_path):
     assert agent("--version", cwd=tmp_path).stdout == f"mesh-agent {mesh.__version__}\n"
     told = agent("up", "--help", cwd=tmp_path)
     assert told.returncode == 0
-    assert "later release" in told.stdout
+    assert "HTTP gateway" in told.stdout
 
 
 def test_the_installed_command_is_there():
@@ -59,7 +63,7 @@ def test_help_loads_no_driver(tmp_path):
     assert done.stderr == "[]\n"
 
 
-@pytest.mark.parametrize("command", ["master", "run"])
+@pytest.mark.parametrize("command", ["master", "run", "gateway"])
 def test_no_mesh_is_exit_3_and_what_to_do(tmp_path, command):
     done = agent(command, cwd=tmp_path)
     refused(done, 3, "no mesh.json in .mesh", "`mesh-agent up`", "MESH_URL")
@@ -76,6 +80,12 @@ def test_no_mesh_is_exit_3_and_what_to_do(tmp_path, command):
         (["run", "--collection", "notes=none.jsonl"], "there is no none.jsonl"),
         (["up", "--nodes", "-1"], "--nodes"),
         (["up", "--nats-port", "65536"], "--nats-port"),
+        (["up", "--http-port", "-1"], "--http-port"),
+        (["gateway", "--port", "65536"], "--port"),
+        (["gateway", "--prefix", "no-slash"], "flag gateway.prefix"),
+        (["broker", "--listen", "4222"], "--listen"),
+        (["broker", "--listen", "127.0.0.1:65536"], "--listen"),
+        (["credentials"], "--out"),
         (["fly"], "No such command"),
     ],
 )
@@ -100,8 +110,71 @@ def test_debug_shows_where_an_expected_error_came_from(tmp_path):
 
 def test_a_state_folder_that_cannot_be_is_exit_1(tmp_path):
     (tmp_path / "file").write_text("")
-    done = agent("up", "--state-dir", tmp_path / "file", "--nats-port", "0", cwd=tmp_path)
+    done = agent(
+        "up", "--state-dir", tmp_path / "file", "--nats-port", "0", "--http-port", "0", cwd=tmp_path
+    )
     refused(done, 1, "cannot be used", "--state-dir")
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+
+
+def test_credentials_are_made_once_and_private(tmp_path):
+    done = agent("credentials", "--out", "secrets", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "secrets"
+    files = {f"{user}.json" for user in EmbeddedBroker.USERS}
+    assert modes(folder) == dict.fromkeys(files, 0o600)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {Path(line).name for line in done.stdout.splitlines()} == files
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    assert len({json.loads(text)["password"] for text in before.values()}) == len(files)
+
+    assert agent("credentials", "--out", "secrets", "--containers", cwd=tmp_path).returncode == 0
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+    assert modes(folder) == dict.fromkeys(files, 0o444)
+
+
+def test_files_for_containers_are_never_in_a_folder_that_others_may_enter(tmp_path):
+    (tmp_path / "open").mkdir(mode=0o755)
+    done = agent("credentials", "--out", "open", "--containers", cwd=tmp_path)
+    refused(done, 1, "others may enter open", "chmod 700 open")
+    assert modes(tmp_path / "open") == {}
+
+
+def test_the_broker_becomes_nats_server_and_holds_its_folder(tmp_path):
+    command = [sys.executable, "-P", "-m", "cli.mesh_agent", "broker", "--listen", "127.0.0.1:0"]
+    clean = {name: text for name, text in os.environ.items() if not name.startswith("MESH_")}
+    running = subprocess.Popen(command, cwd=tmp_path, env=clean, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in running.stderr:
+            if "Server is ready" in line:
+                break
+        assert "nats-server" in Path(f"/proc/{running.pid}/cmdline").read_text()
+        assert modes(tmp_path / ".mesh" / "credentials")["gateway.json"] == 0o600
+        refused(agent("broker", cwd=tmp_path), 1, f"in use by pid {running.pid}")
+    finally:
+        running.terminate()
+        running.stderr.read()
+        running.stderr.close()
+        assert running.wait(timeout=20) == 0
+    (tmp_path / "none").mkdir()
+    again = agent("broker", "--secrets", "none", cwd=tmp_path)
+    refused(again, 1, "none/master.json cannot be read")
+
+
+def test_a_broker_port_that_is_taken_names_the_option(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        refused(agent("broker", "--listen", listen, cwd=tmp_path), 1, "is taken", "--listen")
+    refused(
+        agent("broker", "--listen", "192.0.2.1:4222", cwd=tmp_path),
+        1,
+        "'192.0.2.1' is no address of this machine",
+    )
 
 
 def test_without_a_broker_binary_it_says_how_to_get_one(tmp_path):
@@ -113,7 +186,7 @@ def test_without_a_broker_binary_it_says_how_to_get_one(tmp_path):
     code = (
         "import sys; sys.executable = sys.argv[1]; import mesh.adapters.nats.broker as b\n"
         "b._packaged = list\nfrom cli.mesh_agent import main\n"
-        "main(['up', '--state-dir', sys.argv[2], '--nats-port', '0'])"
+        "main(['up', '--state-dir', sys.argv[2], '--nats-port', '0', '--http-port', '0'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, bare / "python", tmp_path / "state"],

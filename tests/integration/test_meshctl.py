@@ -457,3 +457,64 @@ def test_a_killed_node_is_seen_and_named_and_comes_back(meshctl):
     meshctl.until_healthy("kb")
     whole = meshctl(*both).json
     assert not whole["partial"]
+
+
+def test_a_token_is_issued_listed_and_revoked(meshctl):
+    made = meshctl("tokens", "issue", "--subject", "shop", "--ttl", "2h", "--refresh", "--json")
+    assert made.code == 0, made
+    grant = made.json
+    assert (grant["subject"], grant["expires_in"]) == ("shop", 7200)
+    assert grant["access_token"].count(".") == 2
+
+    listed = meshctl("tokens", "list", "--subject", "shop", "--json")
+    assert {token["kind"] for token in listed.json["tokens"]} == {"access", "refresh"}
+    assert grant["access_token"] not in listed.out
+    assert grant["refresh_token"] not in listed.out
+
+    assert meshctl("tokens", "revoke", grant["id"], "--json").json == {"revoked": 1}
+    kinds = [
+        t["kind"] for t in meshctl("tokens", "list", "--subject", "shop", "--json").json["tokens"]
+    ]
+    assert "access" not in kinds
+    table = meshctl("tokens", "list", "--subject", "shop", "--all").out
+    assert any(grant["id"] in line and "revoked" in line for line in table.splitlines())
+    assert meshctl("tokens", "revoke", "--subject", "shop").code == 0
+    assert meshctl("tokens", "list", "--subject", "shop", "--json").json == {"tokens": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["issue", "--scope", "everything"], "scopes"),
+        (["issue", "--ttl", "0"], "ttl_s"),
+        (["issue", "--ttl", "367d"], "ttl_s"),
+        (["issue", "--subject", "a.b"], "subject"),
+        (["issue", "--subject", "crm"], "crm"),
+        (["revoke", "nobody-has-this"], "nobody-has-this"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "refused",
+)
+def test_what_the_mesh_refuses_about_tokens_is_usage(meshctl, arguments, said):
+    answer = meshctl("tokens", *arguments)
+    assert answer.code == 2, answer
+    assert said in answer.err
+
+
+def test_a_join_token_is_made_listed_and_revoked(meshctl):
+    made = meshctl("nodes", "join-token", "create", "--uses", "3", "--description", "new", "--json")
+    assert made.code == 0, made
+    (listed,) = meshctl("nodes", "join-token", "list", "--json").json["tokens"]
+    assert (listed["id"], listed["subject"], listed["uses_left"]) == (made.json["id"], "new", 3)
+    assert meshctl("nodes", "join-token", "revoke", made.json["id"]).code == 0
+    assert meshctl("nodes", "join-token", "list", "--json").json == {"tokens": []}
+    (gone,) = meshctl("nodes", "join-token", "list", "--all", "--json").json["tokens"]
+    assert gone["revoked_at"]
+
+
+def test_a_rotated_key_is_new(meshctl):
+    first = meshctl("nodes", "rotate-key", "crm", "--json")
+    assert first.code == 0, first
+    second = meshctl("nodes", "rotate-key", first.json["node"]["id"], "--json")
+    assert first.json["api_key"] != second.json["api_key"]
+    assert "not shown again" in second.err
+    assert meshctl("nodes", "rotate-key", "nobody").code == 2

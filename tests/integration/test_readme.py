@@ -44,6 +44,12 @@ def commands(section: str) -> list[str]:
     return [line for line in lines if line.startswith(MESHCTL)]
 
 
+def scripts(section: str) -> list[str]:
+    """The shell blocks under a heading, whole."""
+    (body,) = re.findall(rf"^### {section}\n(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```sh\n(.*?)^```$", body, re.DOTALL | re.MULTILINE)
+
+
 def environment() -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
     return clean | {"MESH_SEARCH__EMBEDDER": "hash"}
@@ -65,6 +71,7 @@ class Newcomer:
             (folder / file).write_text(snippet(file), encoding="utf-8")
         (notes,) = blocks("jsonl")
         (folder / "notes.jsonl").write_text(notes, encoding="utf-8")
+        (folder / ".venv").symlink_to(BIN.parent)
 
     def begin(self, command: str) -> None:
         """Start a command that runs on."""
@@ -85,6 +92,21 @@ class Newcomer:
         program, *arguments = shlex.split(command)
         done = subprocess.run(
             [BIN / Path(program).name, *arguments],
+            cwd=self.folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def shell(self, script: str) -> Answer:
+        """Pasted into a shell, with the gateway's address as it is here."""
+        place = json.loads((self.folder / ".mesh" / "mesh.json").read_bytes())
+        done = subprocess.run(
+            ["sh", "-eu"],
+            input=script.replace("http://127.0.0.1:8080", place["http_url"]),
             cwd=self.folder,
             env=environment(),
             capture_output=True,
@@ -115,7 +137,7 @@ class Newcomer:
 def newcomer(tmp_path_factory) -> Iterator[Newcomer]:
     someone = Newcomer(tmp_path_factory.mktemp("readme"))
     try:
-        someone.begin("mesh-agent up --state-dir .mesh --nats-port 0 --nodes 0")
+        someone.begin("mesh-agent up --state-dir .mesh --nats-port 0 --http-port 0 --nodes 0")
         until = time.monotonic() + READY_WITHIN_S
         while not (someone.folder / ".mesh" / "mesh.json").exists():
             assert time.monotonic() < until, (someone.folder / "0.log").read_text()
@@ -166,6 +188,26 @@ def test_the_same_key_runs_once(newcomer):
     assert second == first
     records = json.loads(newcomer(f"{MESHCTL} actions history --id refund-A-7 --json").out)
     assert [record["attempt"] for record in records["actions"]] == [1]
+
+
+def test_over_http(newcomer):
+    answer = newcomer.shell("".join(scripts("Over HTTP, with curl")))
+    assert answer.code == 0, answer
+    *answers, table = answer.out.split("\n", 9)
+    health, late, index, lamp, update, shining, delete, refund, history = map(json.loads, answers)
+    assert health["status"] == "healthy"
+    assert late["results"][0]["id"] == "n1"
+    assert index["result"]["indexed"] == 1
+    assert "flickers" in lamp["results"][0]["content"]
+    assert update["result"]["updated"] == 1
+    assert "shines again" in shining["results"][0]["content"]
+    assert delete["result"]["deleted"] == 1
+    assert (refund["id"], refund["result"]["refunded"]) == ("refund-A-9", 700)
+    assert [record["action"] for record in history["actions"]] == [
+        "refund", "delete", "update", "index",
+    ]  # fmt: skip
+    assert {record["caller"] for record in history["actions"]} == {"webshop"}
+    assert "webshop" in table
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -25,12 +26,12 @@ FIRST_START_S = 150
 RESTART_S = 120
 """Of a test machine that does other things meanwhile; the figures to hold are in tests/bench."""
 
-PROCESSES = {"broker", "master", "node-stdlib", "node-packages", "node-handbook"}
+PROCESSES = {"broker", "master", "gateway", "node-stdlib", "node-packages", "node-handbook"}
 
 
 def command(state: Path, *more: str) -> list[str]:
     up = [sys.executable, "-P", "-m", "cli.mesh_agent", "up", "--state-dir", str(state)]
-    return [*up, "--nats-port", "0", *more]
+    return [*up, "--nats-port", "0", "--http-port", "0", *more]
 
 
 def environment() -> dict[str, str]:
@@ -95,7 +96,7 @@ def gone(pids: list[int]) -> bool:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    up = Up(tmp_path_factory.mktemp("up") / "state", "--http-port", "0")
+    up = Up(tmp_path_factory.mktemp("up") / "state")
     try:
         up.wait_ready(FIRST_START_S)
         yield up
@@ -105,10 +106,33 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def test_ready_says_where_and_how_to_go_on(running):
-    assert f"mesh ready  {running.file()['nats_url']}" in running.said
+    told = running.file()
+    assert f"mesh ready  {told['http_url']}/api/ai-engine" in running.said
+    assert told["nats_url"] in running.said
     assert f"--state-dir {running.state} nodes stats" in running.said
-    assert 'search "parse a date from a string"' in running.said
-    assert "no HTTP gateway yet" in running.told()
+    assert "search 'parse a date from a string'" in running.said
+    assert running.told().count("no token") == 0
+
+
+def curl_line(running) -> str:
+    (line,) = [line for line in running.said.splitlines() if line.startswith("curl ")]
+    return line
+
+
+def test_the_curl_line_works_as_pasted(running):
+    done = subprocess.run(curl_line(running), shell=True, capture_output=True, check=True)
+    found = json.loads(done.stdout)
+    assert [hit for hit in found["results"] if hit["id"].startswith(("datetime.", "time."))]
+    assert {hit["collection"] for hit in found["results"]} == {"python"}
+
+
+def test_the_token_is_on_the_terminal_alone(running):
+    (token,) = re.findall(r"Bearer (\S+)'", curl_line(running))
+    for path in running.state.rglob("*"):
+        if path.is_file():
+            assert token.encode() not in path.read_bytes(), path
+    assert token not in running.told()
+    assert stat.S_IMODE((running.state / "logs" / "up.log").stat().st_mode) == 0o600
 
 
 def test_mesh_json_is_complete_and_private(running):
@@ -116,11 +140,11 @@ def test_mesh_json_is_complete_and_private(running):
     assert told.keys() == {
         "http_url", "nats_url", "pids", "credentials", "started_at", "version",
     }  # fmt: skip
-    assert told["http_url"] is None
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", told["http_url"])
     assert told["version"] == mesh.__version__
     assert told["pids"].keys() == PROCESSES
     assert all(psutil.pid_exists(pid) for pid in told["pids"].values())
-    assert told["credentials"].keys() == {"operator", "node", "master"}
+    assert told["credentials"].keys() == {"operator", "node", "master", "gateway"}
     for path in told["credentials"].values():
         assert Path(path).is_absolute()
         assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
@@ -151,7 +175,7 @@ async def test_the_first_results_for_a_date_are_about_dates(running):
 def test_no_password_in_the_process_list_or_a_log(running):
     files = (running.state / "credentials").glob("*.json")
     passwords = [json.loads(path.read_bytes())["password"] for path in files]
-    assert len(passwords) == 4
+    assert len(passwords) == 5
     pids = [running.process.pid, *running.file()["pids"].values()]
     seen = " ".join(" ".join(psutil.Process(pid).cmdline()) for pid in pids)
     seen += " ".join(path.read_text() for path in (running.state / "logs").glob("*.log"))
@@ -164,14 +188,17 @@ def test_a_second_start_on_the_folder_is_refused(running):
     assert f"in use by pid {running.process.pid}" in done.stderr
 
 
-def test_a_taken_port_is_refused_by_its_number(running, tmp_path):
+@pytest.mark.parametrize("option", ["--nats-port", "--http-port"])
+def test_a_taken_port_is_refused_by_its_number(tmp_path, option):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run_up(tmp_path / "state", "--nats-port", str(port))
+        done = run_up(tmp_path / "state", option, str(port))
     assert done.returncode == 1
     assert f"port {port} is taken" in done.stderr
+    assert option in done.stderr
+    assert not (tmp_path / "state" / "logs" / "master.log").exists()
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "state" / "mesh.json").exists()
 
@@ -204,6 +231,19 @@ async def test_a_killed_node_is_started_again(running):
     assert psutil.pid_exists(pid)
     assert "node-packages died (signal 9; starts again in 1 s)" in running.told()
     await healthy(running, "packages", before.incarnation)
+
+
+def test_a_killed_gateway_comes_back_on_its_port(running):
+    before = running.file()
+    os.kill(before["pids"]["gateway"], signal.SIGKILL)
+    new_pid(running, "gateway", before["pids"]["gateway"])
+    assert running.file()["http_url"] == before["http_url"]
+    until = time.monotonic() + 60
+    curl = ["sh", "-c", curl_line(running)]
+    while (done := subprocess.run(curl, capture_output=True, check=False)).returncode:
+        assert time.monotonic() < until, done
+        time.sleep(0.2)
+    assert "results" in json.loads(done.stdout)
 
 
 async def test_a_killed_broker_comes_back_on_its_port(running):

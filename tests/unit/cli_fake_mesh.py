@@ -10,6 +10,7 @@ from mesh.errors import MeshError, NotFoundError
 from mesh.types import ActionState, Health
 
 START = 1_767_323_045_000  # 2026-01-02T03:04:05Z
+FAR = 4_102_444_800_000  # 2100-01-01T00:00:00Z
 
 
 def record(slug: str, **fields: Any) -> messages.NodeRecord:
@@ -23,6 +24,58 @@ def record(slug: str, **fields: Any) -> messages.NodeRecord:
         "capabilities": ["search", "actions"],
     }
     return messages.NodeRecord(**(known | fields))
+
+
+def token(id: str, **fields: Any) -> messages.TokenInfo:  # noqa: A002
+    known = {
+        "id": id,
+        "kind": "access",
+        "subject": "operator",
+        "scopes": ["search", "actions"],
+        "node": False,
+        "issued_at": START,
+        "expires_at": FAR,
+    }
+    return messages.TokenInfo(**(known | fields))
+
+
+class FakeAccess:
+    """What `MeshClient.access` is asked, and the answers of the test."""
+
+    def __init__(self, calls: list[tuple[str, Any]]) -> None:
+        self._calls = calls
+        self.issued: list[messages.TokenInfo] = []
+        self.revoked = 1
+
+    async def issue(self, subject, scopes, *, ttl_s=3600, refresh=False):
+        self._calls.append(("issue", (subject, list(scopes), ttl_s, refresh)))
+        extra = {"refresh_token": "secret-refresh", "refresh_expires_in": 9} if refresh else {}
+        return messages.Grant(
+            id="t1",
+            subject=subject,
+            scopes=list(scopes),
+            access_token="secret-access",
+            expires_in=ttl_s,
+            **extra,
+        )
+
+    async def tokens(self, *, subject="", all=False):  # noqa: A002
+        self._calls.append(("tokens", (subject, all)))
+        return messages.TokenList(tokens=self.issued)
+
+    async def revoke(self, id="", *, subject=""):  # noqa: A002
+        self._calls.append(("revoke", (id, subject)))
+        return messages.TokensRevoked(revoked=self.revoked)
+
+    async def create_join_token(self, *, scopes, ttl_s, uses, description):
+        self._calls.append(("join token", (list(scopes), ttl_s, uses, description)))
+        return messages.JoinTokenCreated(
+            id="j1", join_token="secret-join", scopes=list(scopes), expires_at=FAR, uses=uses
+        )
+
+    async def rotate_key(self, node):
+        self._calls.append(("rotate", node))
+        return messages.NodeKey(node=record(node), api_key="secret-key")
 
 
 class FakeMesh:
@@ -39,6 +92,7 @@ class FakeMesh:
         self.found: messages.SearchResult | None = None
         self.page = messages.HistoryPage(actions=[], total=0)
         self.probed: messages.NodeRecord | None = None
+        self.access = FakeAccess(self.calls)
 
     async def __aenter__(self) -> Self:
         if self.failure is not None:

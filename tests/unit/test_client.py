@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 import structlog
 from fakes import MemoryBroker
 from structlog.testing import LogCapture
 
-import mesh.runtime.client as client_module
+import mesh.runtime.routes as routes_module
 from mesh.adapters.clock import SystemClock
 from mesh.config import MeshConfig
+from mesh.core.route_table import RouteTable
 from mesh.errors import BadRequestError, UnavailableError
 from mesh.runtime.client import MeshClient
 from mesh.types import ActionState, Health, Status
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
+    ActionRequest,
     ActionResult,
+    Candidates,
     CollectionInfo,
     RouteNode,
     RouteUpdate,
+    SearchRequest,
 )
 
 
@@ -41,6 +46,7 @@ class World:
         self.bus = self.broker.bus("ops")
         self.client = MeshClient(self.bus, MeshConfig(), SystemClock())
         self.ran = []
+        self._newest = RouteUpdate(epoch=1, version=1)
 
     async def start(self):
         self._serving = self.broker.bus("everybody")
@@ -54,7 +60,7 @@ class World:
         self._serving.publish(message.reply, codec.ok(done))
 
     def _routes(self, message):
-        self._serving.publish(message.reply, codec.ok(RouteUpdate(epoch=1, version=1)))
+        self._serving.publish(message.reply, codec.ok(self._newest))
 
     def know(self, *nodes):
         update = RouteUpdate(epoch=2, version=1, nodes=list(nodes))
@@ -134,15 +140,53 @@ async def test_a_refresh_in_the_background_that_fails_is_logged(world, monkeypat
     async def broken():
         raise ZeroDivisionError
 
-    monkeypatch.setattr(world.client, "_fetch_pages", broken)
+    monkeypatch.setattr(world.client._routes, "_fetch_pages", broken)
     capture = LogCapture()
     everything = structlog.make_filtering_bound_logger(0)  # whatever another test configured
     heard = structlog.wrap_logger(None, [capture], wrapper_class=everything)
-    monkeypatch.setattr(client_module, "log", heard)
+    monkeypatch.setattr(routes_module, "log", heard)
+    routes = world.client._routes
     world.broker.stop()
     world.broker.start()
     async with asyncio.timeout(5):
-        while not world.client._refreshing or not world.client._refreshing.done():
+        while not routes._refreshing or not routes._refreshing.done():
             await asyncio.sleep(0)
     assert [line["event"] for line in capture.entries] == ["mesh.client.refresh_failed"]
-    assert world.client._refreshing.exception() is None
+    assert routes._refreshing.exception() is None
+
+
+async def test_an_action_says_whom_it_is_for_and_finds_a_node_newer_than_the_table(world):
+    asked = []
+    await world._serving.subscribe(f"{subjects.PREFIX}.act.new.*.*", asked.append)
+    world._newest = RouteUpdate(epoch=3, version=1, nodes=[node("new")])
+    await world.client.run_action("index", node="new", id="k", on_behalf="alice")
+    request = codec.decode(asked[0].data, ActionRequest)
+    assert (request.id, request.on_behalf) == ("k", "alice")
+
+
+async def test_a_search_that_is_made_already_gets_an_id_and_says_whom_it_is_for(world):
+    asked = []
+
+    def answer(message):
+        asked.append(codec.decode(message.data, SearchRequest))
+        world._serving.publish(message.reply, codec.ok(Candidates(node="crm", terms=[], shards=[])))
+
+    await world._serving.subscribe(f"{subjects.PREFIX}.rpc.crm.search.*", answer)
+    world.client._routes.follower.table = RouteTable(
+        epoch=2, version=1, nodes=[node("crm", "notes")]
+    )
+    made = SearchRequest(query="late", trace="00-aa-bb-01")
+    with pytest.raises(UnavailableError, match="it is gone there"):
+        await world.client.submit(made, on_behalf="alice")
+    assert (asked[0].on_behalf, asked[0].trace, len(asked[0].id)) == ("alice", "00-aa-bb-01", 36)
+    with pytest.raises(UnavailableError):
+        await world.client.submit(msgspec.structs.replace(made, id="mine", on_behalf="bob"))
+    assert (asked[1].on_behalf, asked[1].id) == ("bob", "mine")
+
+
+async def test_a_client_knows_whether_its_broker_is_there(world):
+    assert world.client.connected
+    world.broker.stop()
+    assert not world.client.connected
+    world.broker.start()
+    assert world.client.connected

@@ -186,7 +186,7 @@ async def test_a_stop_closes_everything_though_steps_fail(world, monkeypatch):
     server = world.node()
     await server.start()
     world.servers.clear()
-    monkeypatch.setattr(server._responder, "drain", fails)
+    monkeypatch.setattr(server._doors, "drain", fails)
     monkeypatch.setattr(server._discovery, "stop", fails)
     with pytest.raises(RuntimeError, match="cannot end"):
         await server.stop()

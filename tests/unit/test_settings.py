@@ -181,9 +181,30 @@ def test_env_example_shows_the_defaults():
 def test_env_example_says_what_each_setting_is():
     """A comment stands above every variable; those with a number say their unit."""
     text = (TOP / ".env.example").read_text()
-    numbers = re.findall(r"((?:^# .*\n)+)#(MESH_(?!BROKER)\w+)=[\d.]+$", text, re.MULTILINE)
+    numbers = re.findall(r"((?:^# .*\n)+)#(MESH_(?!BROKER)\w+)=\d+(?:\.\d+)?$", text, re.MULTILINE)
     assert len(numbers) == sum(
-        bool(re.fullmatch(r"[\d.]+", value)) for name, value in examples().items()
+        bool(re.fullmatch(r"\d+(\.\d+)?", value)) for name, value in examples().items()
     )
     units = re.compile(r"seconds|milliseconds|count|bytes|days|intervals|number", re.IGNORECASE)
     assert [name for comment, name in numbers if not units.search(comment)] == []
+
+
+def test_the_reference_has_a_row_for_every_setting():
+    """With its variable beside it, and its default where that is a plain value."""
+    rows = re.findall(
+        r"^\| `([a-z_]+\.[a-z_]+)` \| (.*?) \|.*\| `(MESH_\w+)` \|$",
+        (TOP / "docs" / "reference.md").read_text(),
+        re.MULTILINE,
+    )
+    assert {key: name for key, _, name in rows} == {key: variable(key) for key in setting_types()}
+    config, wrong = MeshConfig(), {}
+    for key, shown, _ in rows:
+        section, name = key.split(".")
+        default = getattr(getattr(config, section), name)
+        plain = shown.strip("`")
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if (number and float(plain) != default) or (
+            isinstance(default, bool) and plain != str(default).lower()
+        ):
+            wrong[key] = (shown, default)
+    assert wrong == {}

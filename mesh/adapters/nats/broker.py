@@ -7,6 +7,7 @@ secret shows in a process list.
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -85,9 +86,9 @@ def find_conf() -> Path:
 
 
 class EmbeddedBroker:
-    """One nats-server on loopback with JetStream in `store`."""
+    """One nats-server with JetStream in `store`, on loopback unless told otherwise."""
 
-    USERS = ("master", "node", "operator", "sys")
+    USERS = ("master", "node", "gateway", "operator", "sys")
     """Who may log in; `sys` sees the server's own account and nothing of the mesh."""
 
     def __init__(
@@ -95,14 +96,18 @@ class EmbeddedBroker:
         *,
         store: Path,
         passwords: Mapping[str, str],
+        host: str = _HOST,
         port: int = 0,
+        port_option: str = "--nats-port",
         name: str = "mesh",
         sync_interval: str = "2m",
     ) -> None:
         """Args:
         store: Folder for JetStream's files; made when needed.
         passwords: By user, for each of `USERS`.
+        host: Where it listens; `url` and `probe` are for loopback.
         port: 0 takes a free one; it is kept for every later start of this object.
+        port_option: The flag with which people choose another port.
         name: What the server calls itself.
         sync_interval: How often JetStream is forced to disk; `always` survives a power cut.
 
@@ -113,6 +118,8 @@ class EmbeddedBroker:
             raise StateError(f"the broker is never open: no password for {', '.join(without)}")
         self.store = store
         self.port = port
+        self._host = host
+        self._port_option = port_option
         self._passwords = dict(passwords)
         self._name = name
         self._sync_interval = sync_interval
@@ -141,7 +148,7 @@ class EmbeddedBroker:
             for user, password in self._passwords.items()
         }
         return passwords | {
-            "MESH_BROKER_LISTEN": _quoted(f"{_HOST}:{self.port or -1}"),
+            "MESH_BROKER_LISTEN": _quoted(f"{_in_url(self._host)}:{self.port or -1}"),
             "MESH_BROKER_NAME": _quoted(self._name),
             "MESH_BROKER_STORE": _quoted(str(self.store.absolute())),
             "MESH_BROKER_SYNC": _quoted(self._sync_interval),
@@ -161,7 +168,7 @@ class EmbeddedBroker:
             raise StateError(f"cannot use {self.store} for the broker: {error.strerror}") from error
         self._check_conf()
         if self.port:
-            _check_port(self.port)
+            _check_port(self._host, self.port, self._port_option)
 
     def _check_conf(self) -> None:
         tested = subprocess.run(  # noqa: S603 (our own binary and file)
@@ -196,19 +203,28 @@ def _greets(port: int) -> bool:
         return False
 
 
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _check_port(host: str, port: int, option: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as nats-server does
         try:
-            probe.bind((_HOST, port))
+            probe.bind((host, port))
         except PermissionError as error:
             raise StateError(
-                f"port {port} is not for ordinary users: take one above 1023 (--nats-port)"
+                f"port {port} is not for ordinary users: take one above 1023 ({option})"
             ) from error
+        except socket.gaierror as error:
+            raise StateError(f"{host!r} is no address of this machine ({option})") from error
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise StateError(f"{host!r} is no address of this machine ({option})") from error
             raise StateError(
                 f"port {port} is taken: stop what listens there, or choose another "
-                "with --nats-port (0 takes a free one)"
+                f"with {option} (0 takes a free one)"
             ) from error
 
 

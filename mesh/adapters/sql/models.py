@@ -77,6 +77,8 @@ nodes = Table(
     Column("api_key_hash", String(64)),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    Column("scopes", Json(list[str]), nullable=False, server_default='["search","actions"]'),
+    Index("ix_nodes_api_key_hash", "api_key_hash"),
 )
 """Registered nodes. Health is not here: it is seen, not remembered."""
 
@@ -120,6 +122,59 @@ cursors = Table(
     Column("value", BigInteger, nullable=False),
 )
 """Numbers that move within a transaction: `history` (stream sequence indexed), `epoch`."""
+
+access_tokens = Table(
+    "access_tokens",
+    registry,
+    Column("id", String(64), primary_key=True),
+    Column("subject", String(64), nullable=False),
+    Column("node", Boolean, nullable=False),
+    Column("scopes", Json(list[str]), nullable=False),
+    Column("family", String(64), nullable=False),
+    Column("issued_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    Index("ix_access_tokens_family", "family"),
+    Index("ix_access_tokens_subject", "subject"),
+    Index("ix_access_tokens_expires_at", "expires_at"),
+    Index("ix_access_tokens_issued_at", "issued_at"),
+    Index("ix_access_tokens_revoked_at", "revoked_at"),
+)
+"""Access tokens, by the id inside them; the token itself is nowhere."""
+
+refresh_tokens = Table(
+    "refresh_tokens",
+    registry,
+    Column("id", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("subject", String(64), nullable=False),
+    Column("node", Boolean, nullable=False),
+    Column("scopes", Json(list[str]), nullable=False),
+    Column("family", String(64), nullable=False),
+    Column("issued_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    Index("ix_refresh_tokens_family", "family"),
+    Index("ix_refresh_tokens_subject", "subject"),
+    Index("ix_refresh_tokens_expires_at", "expires_at"),
+    Index("ix_refresh_tokens_issued_at", "issued_at"),
+)
+"""Refresh tokens by their SHA-256; a used one stays until it expires, to be known again."""
+
+join_tokens = Table(
+    "join_tokens",
+    registry,
+    Column("id", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("description", Text, nullable=False),
+    Column("scopes", Json(list[str]), nullable=False),
+    Column("issued_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    Column("uses_left", Integer),
+)
+"""Join tokens by their SHA-256."""
 
 entries = Table(
     "entries",

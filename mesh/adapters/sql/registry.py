@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from mesh.adapters.sql import models
 from mesh.adapters.sql.database import make_private, translated, tune_sqlite, upgrade
+from mesh.adapters.sql.tokens import SqlTokenStore
 from mesh.core.action_states import join
 from mesh.errors import ConfigError, ConflictError, NotFoundError
 from mesh.types import ActionState, Status
@@ -25,6 +26,9 @@ _INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 _LIVE = frozenset({"health", "reason", "lag_ms", "in_flight", "queued", "verbs"})
 """Fields of a record that are seen, not remembered."""
+
+_AT_THE_DOOR = frozenset({"api_key_hash", "scopes"})
+"""Columns that are `SqlTokenStore`'s to read."""
 
 _OBSERVED = (
     "version",
@@ -52,6 +56,7 @@ class SqlRegistry:
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
         self._insert: Any = _INSERTS[engine.dialect.name]
+        self.tokens = SqlTokenStore(engine)
 
     @classmethod
     async def open(cls, url: str) -> SqlRegistry:
@@ -98,8 +103,14 @@ class SqlRegistry:
                 rows = (await connection.execute(query)).mappings().all()
         return [_node(row) for row in rows]
 
-    async def register(self, record: NodeRecord, *, api_key_hash: str) -> None:
-        values = _columns(record) | {"api_key_hash": api_key_hash}
+    async def register(
+        self,
+        record: NodeRecord,
+        *,
+        api_key_hash: str,
+        scopes: Sequence[str] = ("search", "actions"),
+    ) -> None:
+        values = _columns(record) | {"api_key_hash": api_key_hash, "scopes": list(scopes)}
         try:
             with translated():
                 async with self._writing() as connection:
@@ -271,7 +282,7 @@ def _columns(record: NodeRecord) -> dict[str, Any]:
 
 
 def _node(row: RowMapping) -> NodeRecord:
-    values = {name: value for name, value in row.items() if name != "api_key_hash"}
+    values = {name: value for name, value in row.items() if name not in _AT_THE_DOOR}
     return NodeRecord(**values | {"status": Status(row["status"])})
 
 

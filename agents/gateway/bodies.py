@@ -1,0 +1,288 @@
+"""What clients send and get. Requests are strict: an unknown field is refused by its name. Answers
+that are the mesh's own messages are used as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from mesh import messages
+from mesh.types import ActionState, Health, MergeStrategy, Require, SearchMode, Status
+
+
+class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of request bodies."""
+
+
+# -- search ----------------------------------------------------------------------------------------
+
+
+class SearchOptions(Strict, frozen=True, kw_only=True):
+    """Every option has a default; those that are not given are the gateway's settings."""
+
+    collections: Annotated[
+        Annotated[list[messages.CollectionName], Meta(min_length=1, max_length=256)] | None,
+        Meta(description="Names; left out: all there are."),
+    ] = None
+    threshold: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(description="Least cosine of the vector leg; left out: the embedder's own."),
+    ] = None
+    filters: Annotated[
+        dict[str, messages.Filter],
+        Meta(
+            max_length=32,
+            description="Column → value, list of values, or range (`gt`, `gte`, `lt`, `lte`).",
+        ),
+    ] = {}
+    mode: SearchMode = "hybrid"
+    nodes: Annotated[
+        Annotated[list[messages.Token], Meta(min_length=1, max_length=1024)] | None,
+        Meta(description="Slugs; left out: all."),
+    ] = None
+    strategy: Annotated[
+        MergeStrategy | UnsetType,
+        Meta(description="`score` ranks globally, `round_robin` takes the nodes in turn."),
+    ] = UNSET
+    require: Annotated[Require, Meta(description="How many shards must answer; else 503.")] = "any"
+    timeout_ms: Annotated[
+        Annotated[int, Meta(ge=1, le=60_000)] | UnsetType,
+        Meta(description="The answer goes out by then, with what came."),
+    ] = UNSET
+    deduplicate: Annotated[
+        bool | UnsetType, Meta(description="Keep one of equal documents of a collection.")
+    ] = UNSET
+    explain: Annotated[bool, Meta(description="Give the parts of each score.")] = False
+
+
+class Search(Strict, frozen=True, kw_only=True):
+    """A search of all nodes as if they were one index."""
+
+    query: Annotated[
+        str, Meta(min_length=1, max_length=4096, description="Words, 1 to 4096 characters.")
+    ]
+    limit: Annotated[int, Meta(ge=1, le=100, description="How many results at most.")] = 10
+    options: SearchOptions = SearchOptions()
+
+
+# -- actions ---------------------------------------------------------------------------------------
+
+
+class Action(Strict, frozen=True, kw_only=True):
+    """An action for one node (`node`, or none where exactly one qualifies) or for several
+    (`nodes`, `all` or `collection`). Not more than one of the four.
+    """
+
+    action: messages.Token
+    params: Annotated[
+        dict[str, Any], Meta(description="Checked by the node against the action's own type.")
+    ] = {}
+    node: Annotated[messages.Token | None, Meta(description="Slug of the node to run it.")] = None
+    nodes: Annotated[
+        Annotated[list[messages.Token], Meta(min_length=1, max_length=1024)] | None,
+        Meta(description="Slugs of several."),
+    ] = None
+    all: Annotated[bool, Meta(description="Every node that offers the action.")] = False
+    collection: Annotated[
+        messages.CollectionName | None, Meta(description="Every holder of this collection.")
+    ] = None
+    mode: Annotated[Literal["sync"], Meta(description="The answer waits for the outcome.")] = "sync"
+    idempotency_key: Annotated[
+        Annotated[str, Meta(pattern=r"^[!-.0-~]{1,200}$")] | None,
+        Meta(
+            description="The action's id: the same key runs once, however often it is sent. "
+            "1 to 200 visible ASCII characters, no `/`."
+        ),
+    ] = None
+    timeout_s: Annotated[
+        Annotated[float, Meta(gt=0, le=86_400)] | None,
+        Meta(description="How long the answer waits; the action itself goes on."),
+    ] = None
+
+    @property
+    def targets(self) -> list[str]:
+        """Which of the four were given."""
+        given = {
+            "node": self.node is not None,
+            "nodes": self.nodes is not None,
+            "all": self.all,
+            "collection": self.collection is not None,
+        }
+        return [name for name, there in given.items() if there]
+
+
+class ActionDone(msgspec.Struct, frozen=True, kw_only=True):
+    """How an action on one node ended well."""
+
+    success: bool
+    id: str
+    node: str
+    action: str
+    state: ActionState
+    result: Any
+    duration_ms: float
+
+
+class ActionsDone(msgspec.Struct, frozen=True, kw_only=True):
+    """How an action on several nodes went; `results` by slug. `success`: everywhere."""
+
+    success: bool
+    id: str
+    action: str
+    success_count: int
+    failure_count: int
+    results: dict[str, messages.FanOutItem]
+
+
+class ActionPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Newest first; `total` match."""
+
+    actions: list[messages.HistoryRecord]
+    total: int
+    limit: int
+    offset: int
+
+
+class ActionRecords(msgspec.Struct, frozen=True, kw_only=True):
+    """One record for an action of one node; one per node for an action of several."""
+
+    id: str
+    actions: list[messages.HistoryRecord]
+
+
+# -- joining, tokens, own state --------------------------------------------------------------------
+
+_Name = Annotated[str, Meta(min_length=1, max_length=200)]
+_Url = Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^\s/]+")]
+_Type = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+_Weight = Annotated[float, Meta(gt=0, le=1000)]
+_Capabilities = Annotated[list[messages.Token], Meta(max_length=32)]
+_Words = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=64)]
+_Text = Annotated[str, Meta(max_length=2000)]
+
+
+class NewNode(Strict, frozen=True, kw_only=True):
+    """A node to register. Its slug, by which all else names it, is made from `name`."""
+
+    name: _Name
+    url: _Url | None = None
+    type: _Type = "child"
+    capabilities: _Capabilities = msgspec.field(default_factory=lambda: ["search", "actions"])
+    weight: _Weight = 1.0
+    description: _Text = ""
+    domains: _Words = []
+    keywords: _Words = []
+    metadata: dict[str, Any] = {}
+
+
+class Join(NewNode, frozen=True, kw_only=True):
+    """A node that registers itself."""
+
+    version: Annotated[str, Meta(max_length=64, description="Of its software.")] = ""
+
+
+class NodeChanges(Strict, frozen=True, kw_only=True):
+    """What is given changes; the rest stays as it is."""
+
+    name: _Name | None = None
+    url: _Url | None = None
+    status: Status | None = None
+    type: _Type | None = None
+    weight: _Weight | None = None
+    capabilities: _Capabilities | None = None
+    description: _Text | None = None
+    domains: _Words | None = None
+    keywords: _Words | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class NodeIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """What names a node: `id` or `slug`."""
+
+    id: str
+    slug: str
+    name: str
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's new tokens, shown this once."""
+
+    access_token: str
+    refresh_token: str | None
+    token_type: str
+    expires_in: Annotated[int, Meta(description="Seconds.")]
+    node: str
+
+
+class Joined(msgspec.Struct, frozen=True, kw_only=True):
+    """The new node; its API key and tokens are shown this once."""
+
+    success: bool
+    node: NodeIdentity
+    auth: Tokens
+    api_key: str
+
+
+class Refresh(Strict, frozen=True, kw_only=True):
+    """A refresh token: good for one use."""
+
+    refresh_token: Annotated[str, Meta(min_length=1, max_length=1024)]
+
+
+class Refreshed(msgspec.Struct, frozen=True, kw_only=True):
+    """New tokens; the refresh token that was sent is used up."""
+
+    access_token: str
+    refresh_token: str | None
+    token_type: str
+    expires_in: Annotated[int, Meta(description="Seconds.")]
+    refresh_expires_in: Annotated[int | None, Meta(description="Seconds.")]
+
+
+class CircuitBreaker(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether requests are routed to the node (`closed`) or kept from it (`open`)."""
+
+    state: Literal["closed", "open"]
+    failure_count: Annotated[int, Meta(description="Probes failed in a row.")]
+    reason: str
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What the node has to do, as of its last heartbeat."""
+
+    in_flight: int
+    queued: int
+    lag_ms: float
+    weight: float
+    verbs: dict[str, messages.VerbStats]
+
+
+class OwnStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How the mesh sees a node."""
+
+    node: NodeIdentity
+    status: Status
+    health: Health
+    circuit_breaker: CircuitBreaker
+    load: Load
+    response_time_ms: float | None
+    last_ping_at: Annotated[int | None, Meta(description="Unix ms.")]
+
+
+class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`degraded`: no broker, or tokens cannot be judged yet."""
+
+    status: Literal["healthy", "degraded"]
+    version: str
+    capabilities: Annotated[list[str], Meta(description="Of all nodes that can be asked now.")]
+    timestamp: Annotated[str, Meta(description="ISO 8601, UTC.")]
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """For whoever runs the process; `reason` where it is not ready."""
+
+    status: Literal["alive", "ready", "not_ready"]
+    reason: str = ""

@@ -1,0 +1,428 @@
+"""The edge: what every request goes through before, and every answer after, Litestar.
+
+Request id, limits, route, login, rate limit, errors and the access log, as plain ASGI: done in
+Litestar's own layers they would cost more than a search. For the same reason a search does not go
+through Litestar at all, where `shortcut` says so: its body goes to the function that Litestar's
+handler calls. Both answer alike (tests/unit/test_gateway_shortcut.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import structlog
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from uuid_utils import uuid7
+
+from agents.gateway.access_log import AccessLog
+from agents.gateway.errors import (
+    Header,
+    HeadersTooLargeError,
+    NotJsonError,
+    Problem,
+    RateLimitedError,
+    SlowRequestError,
+    as_mesh_error,
+    problem,
+)
+from agents.gateway.protocol import CONNECTION, LimitedProtocol
+from agents.gateway.route import ACTIONS, ANYBODY, NOBODY, Route, Routes
+from mesh import bootstrap, messages
+from mesh.config import MeshConfig
+from mesh.errors import (
+    BadRequestError,
+    ForbiddenError,
+    InternalError,
+    MeshError,
+    TooLargeError,
+    UnauthorizedError,
+    UnavailableError,
+)
+
+log = structlog.get_logger()
+
+Shortcut = Callable[[bytes, messages.Identity], Awaitable[bytes]]
+
+_REFERENCE = re.compile(rb"[A-Za-z0-9_.\-]{1,64}").fullmatch
+_DIGITS = re.compile(rb"\d{1,18}").fullmatch
+_NOT_JSON = re.compile(rb"\s*(multipart/|application/x-www-form-urlencoded|image/|audio/|video/)")
+_JSON = (b"content-type", b"application/json")
+_SAFE: list[Header] = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+_CLOSE = (b"connection", b"close")
+_GONE = 499
+"""Status in the access log where the client did not wait."""
+_NO_EXTENSIONS: dict[str, Any] = {}
+
+
+class ClientGoneError(Exception):
+    """Nobody is there to be answered."""
+
+
+class Exchange:
+    """One request and its answer."""
+
+    __slots__ = (
+        "authorization",
+        "began",
+        "content_length",
+        "content_type",
+        "extra",
+        "identity",
+        "method",
+        "path",
+        "reference",
+        "route",
+        "scope",
+        "size",
+        "status",
+    )
+
+    def __init__(self, scope: HTTPScope) -> None:
+        self.began = time.perf_counter()
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.reference = b""
+        self.authorization: bytes | None = None
+        self.content_length: bytes | None = None
+        self.content_type = b""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                self.authorization = value
+            elif name == b"content-length":
+                self.content_length = value
+            elif name == b"content-type":
+                self.content_type = value
+            elif name == b"x-request-id" and _REFERENCE(value):
+                self.reference = value
+        if not self.reference:
+            self.reference = str(uuid7()).encode()
+        self.route: Route | None = None
+        self.identity: messages.Identity | None = None
+        self.extra: list[Header] = []
+        """Of the rate limit."""
+        self.status = 0
+        self.size = 0
+
+    @property
+    def client(self) -> str:
+        """The address it came from."""
+        client = self.scope["client"]
+        return client[0] if client else "?"
+
+    @property
+    def connection(self) -> LimitedProtocol | None:
+        """Its socket; None where another server than ours runs the app."""
+        extensions = cast("dict[str, Any]", self.scope.get("extensions") or _NO_EXTENSIONS)
+        return extensions.get(CONNECTION)
+
+    @property
+    def lost(self) -> int:
+        """Status for the log where there was nobody to be answered."""
+        connection = self.connection
+        slow = connection is not None and connection.timed_out
+        return SlowRequestError.code if slow else _GONE
+
+
+class Edge:
+    """The ASGI app that uvicorn runs."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Routes,
+        gatekeeper: bootstrap.Gatekeeper,
+        config: MeshConfig,
+        *,
+        shortcut: Shortcut | None = None,
+        access_log: AccessLog | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Args:
+        app: Litestar.
+        routes: What it serves.
+        gatekeeper: Says who comes.
+        config: `gateway` and `rate_limit` count.
+        shortcut: Answers searches; None: Litestar does.
+        access_log: None: nothing is logged.
+        clock: Seconds, for the rate limit.
+        """
+        self._app = app
+        self._routes = routes
+        self._gatekeeper = gatekeeper
+        self._max_body = config.gateway.max_body_bytes
+        self._shortcut = shortcut
+        self.access_log = access_log
+        self._clock = clock
+        limits = config.rate_limit
+        self._limiter = (
+            bootstrap.RateLimiter(limits.max_attempts, limits.period_s) if limits.enabled else None
+        )
+        self._limit = (b"x-ratelimit-limit", str(limits.max_attempts).encode())
+        self.draining = False
+        """Every answer closes its connection."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(scope)
+        try:
+            await self._serve(exchange, receive, send)
+        except ClientGoneError:
+            exchange.status = exchange.status or exchange.lost
+        except asyncio.CancelledError:
+            await self._stopped(exchange, send)
+        except Exception as error:  # noqa: BLE001 (a bug becomes a 500 with a reference)
+            await self._fail(exchange, error, send)
+        if self.access_log is not None:
+            self.access_log.write(
+                method=exchange.method,
+                path=exchange.scope["raw_path"].decode("latin-1"),
+                status=exchange.status,
+                duration_s=time.perf_counter() - exchange.began,
+                size=exchange.size,
+                identity=exchange.identity.subject if exchange.identity else "",
+                client=exchange.client,
+                reference=exchange.reference.decode(),
+            )
+
+    async def refuse_head(self, scope: Any, _receive: Any, send: Any) -> None:
+        """ASGI app for a request whose headers are too large to be looked at."""
+        exchange = Exchange(scope)
+        exchange.extra.append(_CLOSE)
+        await self._fail(exchange, HeadersTooLargeError("the headers are too large"), send)
+
+    # -- the way in --------------------------------------------------------------------------------
+
+    async def _serve(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        route = exchange.route = self._routes.find(exchange.method, exchange.path)
+        if route.access == NOBODY:
+            if route.limited:
+                self._count(exchange, exchange.client)
+        else:
+            await self._admit(exchange, route)
+        body = await self._body(exchange, receive) if route.body else b""
+        if route.body and not body:
+            raise BadRequestError("the request has no body; it takes JSON")
+        if not route.search:
+            await self._through_litestar(exchange, body, receive, send)
+            return
+        connection = exchange.connection
+        if connection is None:
+            await self._search(exchange, body, receive, send)
+        else:
+            await self._watched(connection, self._search(exchange, body, receive, send))
+
+    async def _admit(self, exchange: Exchange, route: Route) -> None:
+        """Who is it, how often has it come, may it?
+
+        Raises:
+            UnauthorizedError, RateLimitedError, ForbiddenError, UnavailableError
+        """
+        try:
+            bearer = bearer_of(exchange.authorization)
+            identity = self._gatekeeper.known(bearer)
+            if identity is None:
+                identity = await self._gatekeeper.identify(bearer)
+        except UnauthorizedError:
+            self._count(exchange, exchange.client)
+            raise
+        exchange.identity = identity
+        if route.limited:
+            self._count(exchange, identity.subject)
+        if route.access == ANYBODY or route.access in identity.scopes:
+            return
+        if route.access == ACTIONS:
+            if not bootstrap.allows_some_action(identity.scopes):
+                raise ForbiddenError("this takes the scope 'actions', or 'actions:<name>'")
+        elif not bootstrap.allows(identity.scopes, route.access):
+            raise ForbiddenError(f"this takes the scope {route.access!r}")
+
+    def _count(self, exchange: Exchange, who: str) -> None:
+        if self._limiter is None or exchange.route is None:
+            return
+        key = (who, exchange.route.method, exchange.route.template)
+        verdict = self._limiter.check(key, self._clock())
+        exchange.extra = [
+            self._limit,
+            (b"x-ratelimit-remaining", b"%d" % verdict.remaining),
+            (b"x-ratelimit-reset", b"%d" % math.ceil(verdict.reset_s)),
+        ]
+        if not verdict.allowed:
+            raise RateLimitedError(
+                f"more than {verdict.limit} requests to this route",
+                retry_after_ms=math.ceil(verdict.retry_after_s * 1000),
+            )
+
+    async def _body(self, exchange: Exchange, receive: Receive) -> bytes:
+        """The whole body.
+
+        Raises:
+            TooLargeError: By what it says of itself at once, else by what comes.
+            NotJsonError, ClientGoneError
+        """
+        length = exchange.content_length
+        if length is not None and (not _DIGITS(length) or int(length) > self._max_body):
+            raise self._too_large()
+        if exchange.content_type and _NOT_JSON.match(exchange.content_type.lower()):
+            kind = exchange.content_type.decode("latin-1")
+            raise NotJsonError(f"the body is to be application/json, not {kind}")
+        message = cast("Any", await receive())
+        body: bytes = message.get("body", b"")
+        if (
+            message.get("more_body")
+            or message["type"] != "http.request"
+            or (len(body) > self._max_body)
+        ):
+            parts = [body]
+            size = len(body)
+            while True:
+                if message["type"] != "http.request":
+                    raise ClientGoneError
+                if size > self._max_body:
+                    raise self._too_large()
+                if not message.get("more_body"):
+                    return b"".join(parts)
+                message = cast("Any", await receive())
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+        return body
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"the body is over {self._max_body} bytes")
+
+    # -- the way through ---------------------------------------------------------------------------
+
+    async def _search(self, exchange: Exchange, body: bytes, receive: Receive, send: Send) -> None:
+        if self._shortcut is None or exchange.identity is None:
+            await self._through_litestar(exchange, body, receive, send)
+        else:
+            answer = await self._shortcut(body, exchange.identity)
+            await self._answer(exchange, 200, [_JSON, *_SAFE], answer, send)
+
+    async def _watched(self, connection: LimitedProtocol, answering: Awaitable[None]) -> None:
+        """Stop when the client goes.
+
+        Raises:
+            ClientGoneError
+        """
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        connection.waiting = task
+        try:
+            await answering
+        except asyncio.CancelledError:
+            if not connection.transport.is_closing():
+                raise
+            task.uncancel()
+            raise ClientGoneError from None
+        finally:
+            connection.waiting = None
+
+    async def _through_litestar(
+        self, exchange: Exchange, body: bytes, receive: Receive, send: Send
+    ) -> None:
+        unread = [body]
+
+        async def replay() -> Any:
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
+            return await receive()
+
+        async def pass_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                headers = [*message["headers"], *self._common(exchange)]
+                if exchange.route is None or exchange.route.json:
+                    headers += _SAFE
+                await send(cast("Message", {**message, "headers": headers}))
+            else:
+                exchange.size += len(cast("Any", message).get("body", b""))
+                await send(message)
+
+        scope: Any = exchange.scope
+        scope.setdefault("state", {})["exchange"] = exchange
+        if exchange.method == "HEAD":
+            scope = {**scope, "method": "GET"}  # uvicorn knows better, and leaves the body out
+        await self._app(scope, replay, pass_on)
+
+    # -- the way out -------------------------------------------------------------------------------
+
+    def render(self, exchange: Exchange, error: Exception) -> Problem:
+        """The answer to a failure; what only the log should know goes there."""
+        route = exchange.route
+        shown = problem(
+            error,
+            exchange.reference.decode(),
+            internal=route.internal if route else "Internal error",
+            action=route is not None and route.action,
+        )
+        known = as_mesh_error(error)
+        if known is not error and isinstance(known, InternalError):
+            log.error(
+                "mesh.gateway.failed",
+                reference=exchange.reference.decode(),
+                path=exchange.path,
+                exc_info=error,
+            )
+        elif isinstance(known, InternalError):
+            log.error(
+                "mesh.gateway.peer_failed",
+                reference=exchange.reference.decode(),
+                peer_reference=known.reference,
+                path=exchange.path,
+                error=str(known),
+            )
+        return shown
+
+    async def _fail(self, exchange: Exchange, error: Exception, send: Send) -> None:
+        if exchange.status:
+            raise error  # the answer has begun: uvicorn cuts it off
+        shown = self.render(exchange, error)
+        headers = [_JSON, *_SAFE, *shown.headers]
+        await self._answer(exchange, shown.status, headers, shown.body, send)
+
+    async def _stopped(self, exchange: Exchange, send: Send) -> None:
+        """It ran for longer than a stopping gateway waits."""
+        if exchange.status:
+            raise asyncio.CancelledError
+        error: MeshError = UnavailableError("the gateway stops", retry_after_ms=1000)
+        await self._fail(exchange, error, send)
+
+    async def _answer(
+        self, exchange: Exchange, status: int, headers: list[Header], body: bytes, send: Send
+    ) -> None:
+        exchange.status = status
+        exchange.size = len(body)
+        headers += self._common(exchange)
+        headers.append((b"content-length", b"%d" % len(body)))
+        start: Any = {"type": "http.response.start", "status": status, "headers": headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _common(self, exchange: Exchange) -> list[Header]:
+        common = [(b"x-request-id", exchange.reference), *exchange.extra]
+        if self.draining:
+            common.append(_CLOSE)
+        return common
+
+
+def bearer_of(authorization: bytes | None) -> str:
+    """The token in the header.
+
+    Raises:
+        UnauthorizedError: There is none.
+    """
+    if authorization is None:
+        raise UnauthorizedError("send `Authorization: Bearer <access token or API key>`")
+    scheme, _, token = authorization.partition(b" ")
+    token = token.strip()
+    if scheme.lower() != b"bearer" or not token or not token.isascii():
+        raise UnauthorizedError("`Authorization` is to be `Bearer <access token or API key>`")
+    return token.decode("ascii")

@@ -1,0 +1,144 @@
+"""Examples of bodies and answers in the OpenAPI document, by operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_NODE = {
+    "id": "0199f0d2-7c1e-7a33-9d0c-5f1f2f7a4b10",
+    "slug": "crm",
+    "name": "CRM",
+}
+_ACTION_ID = "0199f0d3-1a2b-7c4d-8e5f-60718293a4b5"
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "search": {
+        "words": {"query": "late invoice"},
+        "options": {
+            "query": "late invoice",
+            "limit": 5,
+            "options": {
+                "collections": ["crm.Customer"],
+                "filters": {"country": ["DE", "FR"], "since": {"gte": 2020}},
+                "mode": "hybrid",
+                "require": "quorum",
+                "timeout_ms": 500,
+            },
+        },
+    },
+    "run_action": {
+        "one node": {
+            "action": "index",
+            "params": {
+                "collection": "crm.Customer",
+                "documents": [{"id": "7", "content": "Ada Lovelace, Ockham", "country": "UK"}],
+            },
+            "node": "crm",
+            "idempotency_key": "import-2026-11-22-7",
+        },
+        "all holders": {
+            "action": "delete",
+            "params": {"collection": "crm.Customer", "ids": ["7"]},
+            "collection": "crm.Customer",
+        },
+    },
+    "register": {
+        "node": {
+            "name": "CRM",
+            "url": "https://crm.example.com",
+            "capabilities": ["search", "actions"],
+            "metadata": {"team": "sales"},
+            "version": "1.4.0",
+        }
+    },
+    "refresh_token": {"token": {"refresh_token": "the one from /register or the last refresh"}},
+    "register_node": {"node": {"name": "CRM", "capabilities": ["search"], "weight": 2}},
+    "change_node": {"pause": {"status": "maintenance", "description": "Moves to another host."}},
+}
+
+ANSWERS: dict[str, Any] = {
+    "search": {
+        "results": [
+            {
+                "id": "7",
+                "content": "Ada Lovelace, Ockham",
+                "score": 0.92,
+                "model_class": "crm.Customer",
+                "model_type": "Customer",
+                "metadata": {"country": "UK"},
+                "node": "crm",
+                "collection": "crm.Customer",
+                "shard": "crm",
+                "explain": None,
+            }
+        ],
+        "count": 1,
+        "total_results": 1,
+        "duration_ms": 4.2,
+        "nodes_searched": 1,
+        "node_breakdown": {"crm": 1},
+        "type_breakdown": {"Customer": 1},
+        "merge_strategy": "score",
+        "avg_score": 0.92,
+        "partial": False,
+        "shards": {
+            "total": 1,
+            "ok": 1,
+            "failed": 0,
+            "skipped": 0,
+            "timed_out": 0,
+            "details": [
+                {
+                    "collection": "crm.Customer",
+                    "shard": "crm",
+                    "node": "crm",
+                    "status": "ok",
+                    "took_ms": 3.1,
+                }
+            ],
+        },
+    },
+    "run_action": {
+        "success": True,
+        "id": _ACTION_ID,
+        "node": "crm",
+        "action": "index",
+        "state": "succeeded",
+        "result": {"indexed": 1, "ids": ["7"], "data_version": 12},
+        "duration_ms": 8.4,
+    },
+    "health": {
+        "status": "healthy",
+        "version": "0.1.0",
+        "capabilities": ["actions", "search"],
+        "timestamp": "2026-11-22T12:00:00.000+00:00",
+    },
+    "register": {
+        "success": True,
+        "node": _NODE,
+        "auth": {
+            "access_token": "eyJhbGciOiJFZERTQSIs…",
+            "refresh_token": "shown this once",
+            "token_type": "Bearer",
+            "expires_in": 3600,
+            "node": "crm",
+        },
+        "api_key": "shown this once",
+    },
+    "refresh_token": {
+        "access_token": "eyJhbGciOiJFZERTQSIs…",
+        "refresh_token": "the next one",
+        "token_type": "Bearer",
+        "expires_in": 3600,
+        "refresh_expires_in": 2592000,
+    },
+    "status": {
+        "node": _NODE,
+        "status": "active",
+        "health": "healthy",
+        "circuit_breaker": {"state": "closed", "failure_count": 0, "reason": ""},
+        "load": {"in_flight": 1, "queued": 0, "lag_ms": 0.4, "weight": 1.0, "verbs": {}},
+        "response_time_ms": 0.8,
+        "last_ping_at": 1795348800000,
+    },
+}

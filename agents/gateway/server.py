@@ -1,0 +1,157 @@
+"""uvicorn, started and stopped by us: no signal handlers of its own, a port that is known, and a
+stop at which no request that was sent is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import math
+import socket
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
+
+import structlog
+import uvicorn
+
+from agents.gateway.edge import Edge
+from agents.gateway.protocol import limited
+from mesh.config import GatewayConfig
+from mesh.errors import StateError
+
+log = structlog.get_logger()
+
+_BACKLOG = 2048
+_DRAIN_S = 0.5
+"""How long a stopping gateway takes connections while `/readyz` says that it stops."""
+_START_S = 20.0
+
+
+@asynccontextmanager
+async def serving(edge: Edge, config: GatewayConfig) -> AsyncIterator[str]:
+    """Serve while the block runs; gives the URL.
+
+    At its end: `/readyz` says 503 and every answer closes its connection; after a moment nothing
+    new is accepted; what has begun ends within `stop_grace_s`.
+
+    Raises:
+        StateError: The address cannot be listened on.
+    """
+    listener = _listen(config)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    with listener, listener.dup() as spare:
+        server = _Server(edge, config, spare)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await _started(server, task)
+            yield f"http://{shown}:{port}"
+        finally:
+            await _stop(server, edge, task)
+
+
+async def _started(server: _Server, task: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(_START_S):
+        while not server.started:
+            if task.done():
+                await task
+                raise StateError("the HTTP server ended as it started; the log says why")
+            await asyncio.sleep(0.005)
+
+
+async def _stop(server: _Server, edge: Edge, task: asyncio.Task[None]) -> None:
+    edge.draining = True
+    if server.server_state.connections:
+        log.info("mesh.gateway.draining", connections=len(server.server_state.connections))
+        await asyncio.sleep(_DRAIN_S)
+    server.should_exit = True
+    await task
+
+
+def _listen(config: GatewayConfig) -> socket.socket:
+    """Raises: StateError."""
+    try:
+        found = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        where = f"port {config.port} on {config.host}"
+        if error.errno == errno.EADDRINUSE:
+            raise StateError(
+                f"{where} is taken: choose another with gateway.port in mesh.toml or "
+                "MESH_GATEWAY__PORT (0: a free one)"
+            ) from error
+        raise StateError(
+            f"the gateway cannot listen on {where} (gateway.host, gateway.port): "
+            f"{error.strerror or error}"
+        ) from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Stops without losing what has connected."""
+
+    def __init__(self, edge: Edge, config: GatewayConfig, listener: socket.socket) -> None:
+        self._protocol = limited(config, refuse_head=edge.refuse_head)
+        super().__init__(
+            uvicorn.Config(
+                edge,
+                http=self._protocol,
+                ws="none",
+                lifespan="off",
+                loop="none",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_keep_alive=max(1, round(config.keep_alive_s)),
+                timeout_graceful_shutdown=math.ceil(config.stop_grace_s),
+            )
+        )
+        self._listener = listener
+        """Another handle of the listening socket: it listens until this one is closed too."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Signals are the business of whoever runs the gateway."""
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What the kernel has accepted already is served as well."""
+        for server in self.servers:
+            server.close()
+        for listening in sockets or []:
+            listening.close()
+        await asyncio.sleep(0)
+        last = self._accept_rest()
+        loop = asyncio.get_running_loop()
+        for connection in last:
+            await loop.connect_accepted_socket(self._connection, connection)
+        await super().shutdown()
+
+    def _accept_rest(self) -> list[socket.socket]:
+        last = []
+        self._listener.setblocking(False)
+        self._listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                last.append(self._listener.accept()[0])
+        self._listener.close()
+        for connection in last:
+            connection.setblocking(False)
+        return last
+
+    def _connection(self) -> asyncio.Protocol:
+        return self._protocol(self.config, self.server_state, {})

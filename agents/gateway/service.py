@@ -1,0 +1,329 @@
+"""What the routes do: each asks the mesh, and knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import msgspec
+from msgspec import UNSET
+
+from agents.gateway import bodies
+from agents.gateway.errors import InvalidRefreshTokenError
+from mesh import MeshClient, bootstrap, messages
+from mesh.config import SearchConfig
+from mesh.errors import ForbiddenError, InvalidError, NotFoundError, UnauthorizedError
+from mesh.types import VERSION, ActionState, Health, Status
+
+_ROUTED = frozenset({Health.HEALTHY, Health.SUSPECT, Health.OVERLOADED})
+_LOOKUPS = 8
+"""Questions to the history at once."""
+
+
+class Service:
+    """The mesh, as the routes need it."""
+
+    def __init__(
+        self, mesh: MeshClient, gatekeeper: bootstrap.Gatekeeper, search: SearchConfig
+    ) -> None:
+        self.mesh = mesh
+        self.gatekeeper = gatekeeper
+        self._defaults = search
+
+    # -- the gateway itself ------------------------------------------------------------------------
+
+    def not_ready(self) -> str:
+        """Why requests would fail now; empty: they would not."""
+        if not self.mesh.connected:
+            return "the broker is away"
+        if not self.gatekeeper.ready:
+            return "no master has said yet whom to let in"
+        return ""
+
+    def health(self) -> bodies.HealthReport:
+        """For clients: is it there, and what can it do?"""
+        offered = {
+            capability
+            for node in self.mesh.routes.nodes.values()
+            if node.status is Status.ACTIVE and node.health in _ROUTED
+            for capability in node.capabilities
+        }
+        return bodies.HealthReport(
+            status="degraded" if self.not_ready() else "healthy",
+            version=VERSION,
+            capabilities=sorted(offered),
+            timestamp=datetime.now(tz=UTC).isoformat(timespec="milliseconds"),
+        )
+
+    # -- search ------------------------------------------------------------------------------------
+
+    async def search(
+        self, asked: bodies.Search, identity: messages.Identity
+    ) -> messages.SearchResult:
+        """Search all nodes; cancelling it cancels the mesh's work.
+
+        Raises:
+            InvalidError, UnavailableError
+        """
+        options = asked.options
+        request = messages.SearchRequest(
+            query=asked.query,
+            limit=asked.limit,
+            options=messages.SearchOptions(
+                collections=options.collections,
+                threshold=options.threshold,
+                filters=options.filters,
+                mode=options.mode,
+                nodes=options.nodes,
+                strategy=(
+                    self._defaults.merge_strategy if options.strategy is UNSET else options.strategy
+                ),
+                require=options.require,
+                timeout_ms=(
+                    self._defaults.timeout_ms if options.timeout_ms is UNSET else options.timeout_ms
+                ),
+                deduplicate=(
+                    self._defaults.deduplicate
+                    if options.deduplicate is UNSET
+                    else options.deduplicate
+                ),
+                explain=options.explain,
+            ),
+        )
+        return await self.mesh.submit(request, on_behalf=identity.subject)
+
+    # -- actions -----------------------------------------------------------------------------------
+
+    async def act(
+        self, asked: bodies.Action, identity: messages.Identity
+    ) -> bodies.ActionDone | bodies.ActionsDone:
+        """Run an action on one node or several and wait for its outcome.
+
+        Raises:
+            ForbiddenError: The identity may not run this action.
+            InvalidError: More than one kind of target.
+            MeshError: See `MeshClient.run_action`.
+        """
+        needed = f"actions:{asked.action}"
+        if not bootstrap.allows(identity.scopes, needed):
+            raise ForbiddenError(f"this takes the scope {needed!r} (or 'actions')")
+        targets = asked.targets
+        if len(targets) > 1:
+            message = f"not more than one of them: {', '.join(targets)}"
+            raise InvalidError(message, fields={name: [message] for name in targets})
+        if targets in ([], ["node"]):
+            return await self._act_on_one(asked, identity)
+        done = await self.mesh.fan_out(
+            asked.action,
+            asked.params,
+            nodes=asked.nodes,
+            all=asked.all,
+            collection=asked.collection,
+            id=asked.idempotency_key,
+            timeout_s=asked.timeout_s,
+            on_behalf=identity.subject,
+        )
+        return bodies.ActionsDone(
+            success=done.success,
+            id=done.id,
+            action=done.action,
+            success_count=done.success_count,
+            failure_count=done.failure_count,
+            results=done.results,
+        )
+
+    async def _act_on_one(
+        self, asked: bodies.Action, identity: messages.Identity
+    ) -> bodies.ActionDone:
+        done = await self.mesh.run_action(
+            asked.action,
+            asked.params,
+            node=asked.node,
+            id=asked.idempotency_key,
+            timeout_s=asked.timeout_s,
+            on_behalf=identity.subject,
+        )
+        return bodies.ActionDone(
+            success=True,
+            id=done.id,
+            node=done.node,
+            action=done.action,
+            state=done.state,
+            result=done.result,
+            duration_ms=done.duration_ms,
+        )
+
+    async def actions(
+        self,
+        *,
+        node: str,
+        action: str,
+        caller: str,
+        state: ActionState | None,
+        since: int,
+        limit: int,
+        offset: int,
+    ) -> bodies.ActionPage:
+        """A page of the history, newest first; empty arguments match all."""
+        page = await self.mesh.history(
+            node=node,
+            action=action,
+            caller=caller,
+            state=state,
+            since=since,
+            limit=limit,
+            offset=offset,
+        )
+        return bodies.ActionPage(actions=page.actions, total=page.total, limit=limit, offset=offset)
+
+    async def action(self, id: str) -> bodies.ActionRecords:  # noqa: A002
+        """What became of an action; of one on several nodes, on each of them.
+
+        Raises:
+            NotFoundError
+        """
+        found = (await self.mesh.history(action_id=id)).actions
+        if not found:
+            at_once = asyncio.Semaphore(_LOOKUPS)
+
+            async def part(slug: str) -> list[messages.HistoryRecord]:
+                async with at_once:
+                    return (await self.mesh.history(action_id=f"{id}.{slug}")).actions
+
+            parts = await asyncio.gather(*map(part, self.mesh.routes.nodes))
+            found = [record for records in parts for record in records]
+        if not found:
+            raise NotFoundError(f"no action has the id {id!r}")
+        return bodies.ActionRecords(id=id, actions=found)
+
+    # -- joining, tokens, own state ----------------------------------------------------------------
+
+    async def join(self, join_token: str, asked: bodies.Join) -> bodies.Joined:
+        """Register a node that shows a join token.
+
+        Raises:
+            UnauthorizedError, ConflictError, InvalidError
+        """
+        joined = await self.mesh.access.join(join_token, _register(asked), version=asked.version)
+        grant = joined.grant
+        return bodies.Joined(
+            success=True,
+            node=_identity_of(joined.node),
+            auth=bodies.Tokens(
+                access_token=grant.access_token,
+                refresh_token=grant.refresh_token,
+                token_type=grant.token_type,
+                expires_in=grant.expires_in,
+                node=grant.node or joined.node.slug,
+            ),
+            api_key=joined.api_key,
+        )
+
+    async def refresh(self, refresh_token: str) -> bodies.Refreshed:
+        """New tokens for a refresh token.
+
+        Raises:
+            InvalidRefreshTokenError
+        """
+        try:
+            grant = await self.mesh.access.refresh(refresh_token)
+        except UnauthorizedError as error:
+            raise InvalidRefreshTokenError(
+                "it is unknown, expired, revoked or was used before: issue a new token"
+            ) from error
+        return bodies.Refreshed(
+            access_token=grant.access_token,
+            refresh_token=grant.refresh_token,
+            token_type=grant.token_type,
+            expires_in=grant.expires_in,
+            refresh_expires_in=grant.refresh_expires_in,
+        )
+
+    async def status(self, identity: messages.Identity, node: str) -> bodies.OwnStatus:
+        """How the mesh sees the node that asks, or the one an administrator asks about.
+
+        Raises:
+            ForbiddenError: Neither.
+            NotFoundError: The node is not registered.
+        """
+        admin = bootstrap.allows(identity.scopes, "admin")
+        if node and node != identity.subject and not admin:
+            raise ForbiddenError("another node's status takes the scope 'admin'")
+        if not node and not identity.node:
+            raise ForbiddenError(
+                "only a node has a status of its own: use the node's token or API key"
+                + (", or say which node: ?node=slug" if admin else "")
+            )
+        record = await self.node(node or identity.subject)
+        routed = record.status is Status.ACTIVE and record.health in _ROUTED
+        why = record.reason or (
+            str(record.health) if record.status is Status.ACTIVE else f"status is {record.status}"
+        )
+        return bodies.OwnStatus(
+            node=_identity_of(record),
+            status=record.status,
+            health=record.health,
+            circuit_breaker=bodies.CircuitBreaker(
+                state="closed" if routed else "open",
+                failure_count=record.failures,
+                reason="" if routed else why,
+            ),
+            load=bodies.Load(
+                in_flight=record.in_flight,
+                queued=record.queued,
+                lag_ms=record.lag_ms,
+                weight=record.weight,
+                verbs=record.verbs,
+            ),
+            response_time_ms=record.response_time_ms,
+            last_ping_at=record.last_ping_at,
+        )
+
+    # -- registry ----------------------------------------------------------------------------------
+
+    async def node(self, name: str) -> messages.NodeRecord:
+        """A registered node by slug or id.
+
+        Raises:
+            NotFoundError
+        """
+        found = (await self.mesh.nodes(node=name)).nodes
+        if not found:
+            raise NotFoundError(f"unknown node {name!r}")
+        return found[0]
+
+    async def register(self, asked: bodies.NewNode) -> messages.NodeRegistered:
+        """Register a node for somebody else.
+
+        Raises:
+            ConflictError, InvalidError
+        """
+        return await self.mesh.register_node(_register(asked))
+
+    async def change(self, name: str, asked: bodies.NodeChanges) -> messages.NodeRecord:
+        """Change a registered node.
+
+        Raises:
+            NotFoundError, InvalidError
+        """
+        return await self.mesh.update_node(
+            name, messages.NodeUpdate(**msgspec.structs.asdict(asked))
+        )
+
+
+def _register(asked: bodies.NewNode) -> messages.NodeRegister:
+    return messages.NodeRegister(
+        name=asked.name,
+        url=asked.url,
+        type=asked.type,
+        capabilities=asked.capabilities,
+        weight=asked.weight,
+        description=asked.description,
+        domains=asked.domains,
+        keywords=asked.keywords,
+        metadata=asked.metadata,
+    )
+
+
+def _identity_of(record: messages.NodeRecord) -> bodies.NodeIdentity:
+    return bodies.NodeIdentity(id=record.id, slug=record.slug, name=record.name)

@@ -1,0 +1,106 @@
+"""What `mesh-agent up` runs: one `Program` for each process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents.samples import Sample
+from agents.up.child import Program
+from agents.up.gateway import Place
+from mesh.config import MeshConfig
+
+if TYPE_CHECKING:
+    from mesh.bootstrap import EmbeddedBroker, StateFolder
+
+_KILL_MARGIN_S = 5.0
+_BROKER, _MASTER, _NODES, _GATEWAY = range(4)
+"""Stages: the gateway stops first, then the nodes, the broker last."""
+
+
+class Programs:
+    """The processes of one mesh; they log into its state folder and read their own settings."""
+
+    def __init__(
+        self,
+        config: MeshConfig,
+        config_file: Path | None,
+        state: StateFolder,
+        broker: EmbeddedBroker,
+    ) -> None:
+        self._config = config
+        self._config_file = config_file
+        self._state = state
+        self._broker = broker
+
+    def broker(self) -> Program:
+        return Program(
+            name="broker",
+            argv=self._broker.command(),
+            log=self._log("broker"),
+            stage=_BROKER,
+            prepare=self._broker.prepare,
+            environment=self._broker.environment,
+        )
+
+    def master(self) -> Program:
+        return Program(
+            name="master",
+            argv=_agent("master", *self._where("master")),
+            log=self._log("master"),
+            stage=_MASTER,
+        )
+
+    def gateway(self, place: Place) -> Program:
+        return Program(
+            name="gateway",
+            argv=_agent("gateway", *self._where("gateway"), *place.flags()),
+            log=self._log("gateway"),
+            stage=_GATEWAY,
+            grace_s=self._config.gateway.stop_grace_s + _KILL_MARGIN_S,
+        )
+
+    def node(self, sample: Sample) -> Program:
+        name = f"node-{sample.slug}"
+        source = f"{sample.collection}={sample.file}"
+        return Program(
+            name=name,
+            argv=_agent("run", *self._where("node"), "--name", sample.slug, "--collection", source),
+            log=self._log(name),
+            stage=_NODES,
+            grace_s=self._config.node.stop_grace_s + _KILL_MARGIN_S,
+        )
+
+    def samples(self, nodes: int) -> Program:
+        return Program(
+            name="samples",
+            argv=[
+                sys.executable,
+                "-P",
+                "-m",
+                "agents.samples",
+                str(self._state.samples),
+                f"{nodes}",
+            ],
+            log=self._log("samples"),
+        )
+
+    def _where(self, user: str) -> list[str]:
+        """Flags, because MESH_URL may name another mesh."""
+        login = self._state.credentials_file(user)
+        settings = [f"--config={self._config_file}"] if self._config_file else []
+        return [
+            f"--state-dir={self._state.path}",
+            f"--url={self._broker.url}",
+            f"--creds={login}",
+            *settings,
+        ]
+
+    def _log(self, name: str) -> Path:
+        return self._state.logs / f"{name}.log"
+
+
+def _agent(command: str, *flags: str) -> list[str]:
+    """`-P`: what lies in the current folder is not for us to import."""
+    return [sys.executable, "-P", "-m", "cli.mesh_agent", command, *flags]

@@ -1,0 +1,1 @@
+"""Small programs that use a mesh; docs/guide.md says how to run each."""

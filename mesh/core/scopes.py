@@ -1,0 +1,23 @@
+"""What a scope allows: `search`, `actions` (all of them), `actions:<name>` and `admin`.
+
+None implies another: an administrator of the registry may not search for that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+_ACTIONS = "actions"
+_ONE_ACTION = f"{_ACTIONS}:"
+
+
+def allows(scopes: Collection[str], needed: str) -> bool:
+    """Whether `scopes` cover `needed`; `actions` covers every `actions:<name>`."""
+    if needed in scopes:
+        return True
+    return len(needed) > len(_ONE_ACTION) and needed.startswith(_ONE_ACTION) and _ACTIONS in scopes
+
+
+def allows_some_action(scopes: Collection[str]) -> bool:
+    """Whether any action may be run: enough to read of actions."""
+    return any(scope == _ACTIONS or scope.startswith(_ONE_ACTION) for scope in scopes)

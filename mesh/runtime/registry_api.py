@@ -1,0 +1,124 @@
+"""What a client may ask the masters about nodes and the action history."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from mesh.runtime.caller import Caller
+from mesh.types import ActionState, Status
+from mesh.wire import codec
+from mesh.wire.messages import (
+    HistoryPage,
+    HistoryQuery,
+    NodeChange,
+    NodeList,
+    NodeName,
+    NodeRecord,
+    NodeRegister,
+    NodeRegistered,
+    NodesQuery,
+    NodeStats,
+    NodeUpdate,
+    Request,
+)
+
+T = TypeVar("T")
+
+_TIMEOUT_S = 5.0
+_HISTORY_TIMEOUT_S = 10.0
+
+
+class RegistryApi:
+    """The registry's part of `MeshClient`. Every method raises UnavailableError or
+    DeadlineExceededError where no master answers.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def nodes(
+        self,
+        *,
+        node: str = "",
+        status: Status | None = None,
+        type: str = "",  # noqa: A002
+    ) -> NodeList:
+        """Registered nodes with their live health.
+
+        Raises:
+            NotFoundError: `node` (slug or id) is none.
+            UnavailableError: No master answers.
+        """
+        return await self._master(
+            "nodes", NodesQuery(node=node, status=status, type=type), NodeList
+        )
+
+    async def register_node(self, node: NodeRegister) -> NodeRegistered:
+        """Register a node; its API key is in the answer, this once.
+
+        Raises:
+            ConflictError: The name is taken.
+            InvalidError: A value that cannot be.
+        """
+        checked = codec.convert(msgspec.to_builtins(node), NodeRegister)
+        return await self._master("register", checked, NodeRegistered)
+
+    async def update_node(self, node: str, change: NodeUpdate) -> NodeRecord:
+        """Change a registered node.
+
+        Raises:
+            NotFoundError, InvalidError
+        """
+        checked = codec.convert(msgspec.to_builtins(change), NodeUpdate)
+        return await self._master("update", NodeChange(node=node, change=checked), NodeRecord)
+
+    async def remove_node(self, node: str) -> NodeRecord:
+        """Take a node out of the registry.
+
+        Raises:
+            NotFoundError
+        """
+        return await self._master("remove", NodeName(node=node), NodeRecord)
+
+    async def probe_node(self, node: str) -> NodeRecord:
+        """Have the master ping the node now and say what it thinks of it.
+
+        Raises:
+            NotFoundError
+        """
+        return await self._master("probe", NodeName(node=node), NodeRecord)
+
+    async def stats(self) -> NodeStats:
+        """Nodes counted by status, health and type."""
+        return await self._master("stats", Request(), NodeStats)
+
+    async def history(
+        self,
+        *,
+        action_id: str = "",
+        node: str = "",
+        action: str = "",
+        caller: str = "",
+        state: ActionState | None = None,
+        since: int = 0,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> HistoryPage:
+        """The action history, newest first; empty arguments match all, `since` is unix ms."""
+        query = {
+            "action_id": action_id,
+            "node": node,
+            "action": action,
+            "caller": caller,
+            "state": state,
+            "since": since,
+            "limit": limit,
+            "offset": offset,
+        }
+        request = codec.convert(query, HistoryQuery)
+        return await self._caller.master("history", request, HistoryPage, _HISTORY_TIMEOUT_S)
+
+    async def _master(self, verb: str, request: Request, kind: type[T]) -> T:
+        return await self._caller.master(verb, request, kind, _TIMEOUT_S)

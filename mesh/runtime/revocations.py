@@ -1,0 +1,50 @@
+"""What is no longer good, told to gateways and nodes on `mesh.v1.revoked`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from mesh.errors import MeshError
+from mesh.ports import Bus
+from mesh.wire import codec, subjects
+from mesh.wire.messages import Revoked
+
+log = structlog.get_logger()
+
+_TOLD_AT_ONCE = 1000
+
+
+class Revocations:
+    """Tells all of it, in messages that fit; what the broker cannot take goes when it is back."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._untold: list[Revoked] = []
+
+    def start(self) -> None:
+        """From now on a broker that comes back hears what it missed."""
+        self._bus.on_connection(self._connection_changed)
+
+    def tell(self, *, tokens: Sequence[str] = (), names: Sequence[str] = ()) -> None:
+        """Access tokens, by id, and subjects whose API keys must be asked for again."""
+        for start in range(0, max(len(tokens), 1), _TOLD_AT_ONCE):
+            page = list(tokens[start : start + _TOLD_AT_ONCE])
+            told = Revoked(tokens=page, subjects=list(names) if start == 0 else [])
+            if told.tokens or told.subjects:
+                self._untold.append(told)
+        self._tell_the_rest()
+
+    def _tell_the_rest(self) -> None:
+        while self._untold:
+            try:
+                self._bus.publish(subjects.REVOKED, codec.encode(self._untold[0]))
+            except MeshError as error:
+                log.warning("mesh.revocation.delayed", left=len(self._untold), error=str(error))
+                return
+            self._untold.pop(0)
+
+    def _connection_changed(self, connected: bool) -> None:
+        if connected:
+            self._tell_the_rest()

@@ -1,0 +1,97 @@
+"""A caller's route table, kept up: heard from the master, asked for, or found without one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from mesh.core.route_table import NeedSnapshot, RouteFollower, RouteTable
+from mesh.errors import MeshError
+from mesh.ports import Bus, Message
+from mesh.runtime.caller import Caller
+from mesh.runtime.discovery import route_of
+from mesh.wire import codec, subjects
+from mesh.wire.messages import RoutesRequest, RouteUpdate
+
+log = structlog.get_logger()
+
+_TIMEOUT_S = 2.0
+_DISCOVERY_S = 0.5
+_PAGES_TRIES = 3
+
+
+class Routes:
+    """The table of one connection; `start` it, and `stop` it before the bus is closed."""
+
+    def __init__(self, bus: Bus, caller: Caller) -> None:
+        self._bus = bus
+        self._caller = caller
+        self.follower = RouteFollower()
+        self._refreshing: asyncio.Task[None] | None = None
+
+    @property
+    def table(self) -> RouteTable:
+        """The newest that was heard."""
+        return self.follower.table
+
+    async def start(self) -> None:
+        """Hear of routes from now on, and know the present ones."""
+        await self._bus.subscribe(subjects.ROUTES, self._on_routes)
+        self._bus.on_connection(self._on_connection)
+        await self.refresh()
+
+    async def stop(self) -> None:
+        """End a refresh that still runs."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
+
+    async def refresh(self) -> None:
+        """Fetch the table; without a master, ask the nodes themselves."""
+        try:
+            await self._fetch_pages()
+        except MeshError as error:
+            log.info("mesh.client.master_away", error=str(error))
+            if not self.table.epoch:  # else the last table is good until a master is back
+                await self._discover()
+
+    def _on_routes(self, message: Message) -> None:
+        if isinstance(self.follower.apply(codec.decode(message.data, RouteUpdate)), NeedSnapshot):
+            self._refresh_soon()
+
+    def _on_connection(self, connected: bool) -> None:
+        if connected:
+            self._refresh_soon()
+
+    def _refresh_soon(self) -> None:
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh_unwatched())
+
+    async def _refresh_unwatched(self) -> None:
+        try:
+            await self.refresh()
+        except Exception:
+            log.exception("mesh.client.refresh_failed")
+
+    async def _fetch_pages(self) -> None:
+        for _ in range(_PAGES_TRIES):
+            page, pages = 0, 1
+            while page < pages:
+                update = await self._caller.master(
+                    "routes", RoutesRequest(page=page), RouteUpdate, _TIMEOUT_S
+                )
+                self.follower.apply(update)
+                page, pages = page + 1, update.pages
+            if self.table.order >= (update.epoch, update.version):
+                return
+
+    async def _discover(self) -> None:
+        try:
+            cards = await self._bus.gather("$SRV.INFO", b"", responder="srv", window_s=_DISCOVERY_S)
+        except MeshError as error:
+            log.info("mesh.client.discovery_failed", error=str(error))
+            return
+        nodes = [node for node in map(route_of, cards) if node is not None]
+        if not self.table.epoch:
+            self.follower.table = RouteTable(version=self.table.version + 1, nodes=nodes)

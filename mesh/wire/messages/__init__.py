@@ -1,0 +1,83 @@
+"""Everything that crosses the bus.
+
+JSON; unknown fields are ignored, new fields get defaults, no field is ever re-typed.
+"""
+
+from __future__ import annotations
+
+from mesh.wire.messages.access import Authenticate as Authenticate
+from mesh.wire.messages.access import Grant as Grant
+from mesh.wire.messages.access import Identity as Identity
+from mesh.wire.messages.access import JoinTokenCreate as JoinTokenCreate
+from mesh.wire.messages.access import JoinTokenCreated as JoinTokenCreated
+from mesh.wire.messages.access import NodeJoin as NodeJoin
+from mesh.wire.messages.access import NodeJoined as NodeJoined
+from mesh.wire.messages.access import NodeKey as NodeKey
+from mesh.wire.messages.access import PublicKey as PublicKey
+from mesh.wire.messages.access import Revoked as Revoked
+from mesh.wire.messages.access import TokenInfo as TokenInfo
+from mesh.wire.messages.access import TokenIssue as TokenIssue
+from mesh.wire.messages.access import TokenList as TokenList
+from mesh.wire.messages.access import TokenRefresh as TokenRefresh
+from mesh.wire.messages.access import TokenRevoke as TokenRevoke
+from mesh.wire.messages.access import TokensQuery as TokensQuery
+from mesh.wire.messages.access import TokensRevoked as TokensRevoked
+from mesh.wire.messages.access import Trust as Trust
+from mesh.wire.messages.access import TrustQuery as TrustQuery
+from mesh.wire.messages.actions import ActionRequest as ActionRequest
+from mesh.wire.messages.actions import ActionResult as ActionResult
+from mesh.wire.messages.actions import CancelRequest as CancelRequest
+from mesh.wire.messages.actions import CancelResult as CancelResult
+from mesh.wire.messages.actions import FanOutItem as FanOutItem
+from mesh.wire.messages.actions import FanOutResult as FanOutResult
+from mesh.wire.messages.actions import HistoryPage as HistoryPage
+from mesh.wire.messages.actions import HistoryQuery as HistoryQuery
+from mesh.wire.messages.actions import HistoryRecord as HistoryRecord
+from mesh.wire.messages.base import MAX_BATCH as MAX_BATCH
+from mesh.wire.messages.base import MAX_CONTENT_CHARS as MAX_CONTENT_CHARS
+from mesh.wire.messages.base import MAX_LIMIT as MAX_LIMIT
+from mesh.wire.messages.base import MAX_QUERY_CHARS as MAX_QUERY_CHARS
+from mesh.wire.messages.base import CollectionName as CollectionName
+from mesh.wire.messages.base import Document as Document
+from mesh.wire.messages.base import DocumentId as DocumentId
+from mesh.wire.messages.base import ErrorReply as ErrorReply
+from mesh.wire.messages.base import Filter as Filter
+from mesh.wire.messages.base import OkReply as OkReply
+from mesh.wire.messages.base import PingRequest as PingRequest
+from mesh.wire.messages.base import PingResult as PingResult
+from mesh.wire.messages.base import Range as Range
+from mesh.wire.messages.base import Reply as Reply
+from mesh.wire.messages.base import Request as Request
+from mesh.wire.messages.base import Scalar as Scalar
+from mesh.wire.messages.base import Token as Token
+from mesh.wire.messages.base import Wire as Wire
+from mesh.wire.messages.membership import ActionInfo as ActionInfo
+from mesh.wire.messages.membership import Changed as Changed
+from mesh.wire.messages.membership import CollectionInfo as CollectionInfo
+from mesh.wire.messages.membership import Heartbeat as Heartbeat
+from mesh.wire.messages.membership import NodeEvent as NodeEvent
+from mesh.wire.messages.membership import RouteNode as RouteNode
+from mesh.wire.messages.membership import RoutesRequest as RoutesRequest
+from mesh.wire.messages.membership import RouteUpdate as RouteUpdate
+from mesh.wire.messages.membership import VerbStats as VerbStats
+from mesh.wire.messages.registry import NodeChange as NodeChange
+from mesh.wire.messages.registry import NodeList as NodeList
+from mesh.wire.messages.registry import NodeName as NodeName
+from mesh.wire.messages.registry import NodeRecord as NodeRecord
+from mesh.wire.messages.registry import NodeRegister as NodeRegister
+from mesh.wire.messages.registry import NodeRegistered as NodeRegistered
+from mesh.wire.messages.registry import NodesQuery as NodesQuery
+from mesh.wire.messages.registry import NodeStats as NodeStats
+from mesh.wire.messages.registry import NodeUpdate as NodeUpdate
+from mesh.wire.messages.search import Candidate as Candidate
+from mesh.wire.messages.search import Candidates as Candidates
+from mesh.wire.messages.search import FetchRequest as FetchRequest
+from mesh.wire.messages.search import FetchResult as FetchResult
+from mesh.wire.messages.search import Hit as Hit
+from mesh.wire.messages.search import SearchOptions as SearchOptions
+from mesh.wire.messages.search import SearchRequest as SearchRequest
+from mesh.wire.messages.search import SearchResult as SearchResult
+from mesh.wire.messages.search import ShardHits as ShardHits
+from mesh.wire.messages.search import ShardReport as ShardReport
+from mesh.wire.messages.search import Shards as Shards
+from mesh.wire.messages.search import StoredDocument as StoredDocument

@@ -1,0 +1,200 @@
+"""Who may come in: access, refresh and join tokens, API keys, and what is no longer good.
+
+No secret goes to a master: it is asked about the SHA-256 of keys and tokens. New ones come from
+it once, in the answer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from mesh.wire.messages.base import Request, Token, Wire
+from mesh.wire.messages.registry import NodeRecord, NodeRegister
+
+Scope = Annotated[str, Meta(pattern=r"^(search|admin|actions(:[A-Za-z0-9_-]{1,64})?)$")]
+"""`search`, `actions` (all of them), `actions:<name>` or `admin` (the registry)."""
+
+Scopes = Annotated[list[Scope], Meta(min_length=1, max_length=64)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 in hex."""
+
+LifetimeS = Annotated[int, Meta(ge=1, le=366 * 86_400)]
+
+
+class Identity(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """Who somebody is, and what they may do."""
+
+    subject: str
+    """One token: history shows it as the caller."""
+    scopes: list[str]
+    node: bool = False
+    """It is a node's: `subject` is its slug."""
+    token_id: str = ""
+    """Of the access token; empty where an API key was shown."""
+
+
+class TokenIssue(Request, frozen=True, kw_only=True):
+    """`master.token-issue`."""
+
+    subject: Token
+    scopes: Scopes
+    ttl_s: LifetimeS = 3600
+    refresh: bool = False
+    """Give a refresh token as well."""
+
+
+class Grant(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """New tokens, shown this once."""
+
+    id: str
+    """Of the access token: what `tokens revoke` takes."""
+    subject: str
+    scopes: list[str]
+    access_token: str
+    token_type: str = "Bearer"  # noqa: S105 (RFC 6750's word)
+    expires_in: int
+    """Seconds."""
+    refresh_token: str | None = None
+    refresh_expires_in: int | None = None
+    node: str | None = None
+    """Slug, where it is a node's."""
+
+
+class TokenRefresh(Request, frozen=True, kw_only=True):
+    """`master.token-refresh`: the hash of a refresh token, good for one use."""
+
+    digest: Digest
+
+
+class TokensQuery(Request, frozen=True, kw_only=True):
+    """`master.tokens`."""
+
+    subject: str = ""
+    all: bool = False
+    """Expired and revoked ones too."""
+
+
+class TokenInfo(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """An issued token, without its secret. Times are unix ms."""
+
+    id: str
+    kind: str
+    """`access`, `refresh` or `join`."""
+    subject: str
+    """Of a join token: its description."""
+    scopes: list[str]
+    node: bool
+    issued_at: int
+    expires_at: int
+    revoked_at: int | None = None
+    uses_left: int | None = None
+    """Of a join token; None: as often as one likes, and for other kinds. 0 too for a refresh token
+    that was used."""
+
+
+class TokenList(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """Newest first."""
+
+    tokens: list[TokenInfo]
+
+
+class TokenRevoke(Request, frozen=True, kw_only=True):
+    """`master.token-revoke`: the id of a token of any kind; a refresh token takes its family
+    with it. Or every token of a subject.
+    """
+
+    id: str = ""
+    subject: str = ""
+
+
+class TokensRevoked(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """How many tokens that were still good are no longer."""
+
+    revoked: int
+
+
+class JoinTokenCreate(Request, frozen=True, kw_only=True):
+    """`master.join-token-create`."""
+
+    scopes: Scopes = msgspec.field(default_factory=lambda: ["search", "actions"])
+    """What the nodes that join with it may do."""
+    ttl_s: LifetimeS = 86_400
+    uses: Annotated[int, Meta(ge=1, le=1_000_000)] | None = 1
+    """None: as often as one likes until it expires."""
+    description: Annotated[str, Meta(max_length=200)] = ""
+
+
+class JoinTokenCreated(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """The new join token, shown this once."""
+
+    id: str
+    join_token: str
+    scopes: list[str]
+    expires_at: int
+    uses: int | None
+
+
+class NodeJoin(Request, frozen=True, kw_only=True):
+    """`master.join`: a node registers itself."""
+
+    digest: Digest
+    """Of the join token."""
+    node: NodeRegister
+    version: Annotated[str, Meta(max_length=64)] = ""
+
+
+class NodeJoined(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """The new node, its API key and its tokens, shown this once."""
+
+    node: NodeRecord
+    api_key: str
+    grant: Grant
+
+
+class NodeKey(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """`master.rotate-key`: the node's new API key, shown this once; the old one is refused."""
+
+    node: NodeRecord
+    api_key: str
+
+
+class Authenticate(Request, frozen=True, kw_only=True):
+    """`master.authenticate`: whose API key has this hash? Answered with an `Identity`."""
+
+    digest: Digest
+
+
+class PublicKey(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """A key that verifies access tokens, as in RFC 8037: `kty` OKP, `crv` Ed25519."""
+
+    kid: str
+    x: str
+    """base64url, 32 bytes."""
+    kty: str = "OKP"
+    crv: str = "Ed25519"
+    alg: str = "EdDSA"
+    use: str = "sig"
+
+
+class TrustQuery(Request, frozen=True, kw_only=True):
+    """`master.trust`."""
+
+
+class Trust(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """What a gateway needs to judge tokens by itself."""
+
+    keys: list[PublicKey]
+    revoked: list[str]
+    """Ids of access tokens that were revoked and have not expired."""
+
+
+class Revoked(Wire, frozen=True, kw_only=True):
+    """`mesh.v1.revoked`: no longer good, from now on."""
+
+    tokens: list[str] = []
+    """Ids of access tokens."""
+    subjects: list[str] = []
+    """Whoever remembers an API key of theirs forgets it."""

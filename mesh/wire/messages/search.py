@@ -1,0 +1,170 @@
+"""Searching, and fetching what a search found."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from mesh.types import MergeStrategy, Require, SearchMode
+from mesh.wire.messages.base import (
+    MAX_BATCH,
+    MAX_LIMIT,
+    MAX_QUERY_CHARS,
+    CollectionName,
+    DocumentId,
+    Filter,
+    Request,
+    Token,
+    Wire,
+)
+
+
+class SearchOptions(Wire, frozen=True, kw_only=True):
+    """Section 6 of the contract; every field has the default a caller would want."""
+
+    collections: Annotated[list[CollectionName], Meta(min_length=1, max_length=256)] | None = None
+    threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
+    filters: Annotated[dict[str, Filter], Meta(max_length=32)] = {}
+    mode: SearchMode = "hybrid"
+    nodes: Annotated[list[Token], Meta(min_length=1, max_length=1024)] | None = None
+    strategy: MergeStrategy = "score"
+    require: Require = "any"
+    timeout_ms: Annotated[int, Meta(ge=1, le=60_000)] = 800
+    deduplicate: bool = True
+    explain: bool = False
+
+
+class SearchRequest(Request, frozen=True, kw_only=True):
+    """A search, to a node or to the whole mesh."""
+
+    query: Annotated[str, Meta(min_length=1, max_length=MAX_QUERY_CHARS)]
+    limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT)] = 10
+    options: SearchOptions = SearchOptions()
+    candidates: bool = False
+    """True: answer with `Candidates` for a caller that merges; else with a `SearchResult`."""
+
+
+class Candidate(Wire, frozen=True, kw_only=True):
+    """A document that one of the legs found, with what ranking it globally takes."""
+
+    id: str
+    cosine: float | None = None
+    """None: the query has no vector, or the document has none."""
+    vector_hit: bool = False
+    """The vector leg found it (and it passed the threshold)."""
+    text_hit: bool = False
+    """The text leg found it."""
+    length: int = 0
+    """Tokens in the document."""
+    tf: list[int] = []
+    """How often each of `Candidates.terms` occurs, same order."""
+    hash: str = ""
+    """Of the content and metadata: equal documents have equal hashes."""
+    content: str | None = None
+    """None: too long to come along; `fetch` has it."""
+    metadata: dict[str, Any] = {}
+
+
+class ShardHits(Wire, frozen=True, kw_only=True):
+    """One collection's shard: its candidates and its part of the global statistics."""
+
+    collection: str
+    shard: str
+    rows: int
+    """Documents that the filters let through are not counted apart: N of BM25 is the shard's."""
+    tokens: int
+    """Sum of the documents' lengths."""
+    df: list[int]
+    """In how many documents each of the terms occurs, same order as `Candidates.terms`."""
+    fingerprint: str
+    data_version: int
+    candidates: list[Candidate] = []
+
+
+class Candidates(Wire, frozen=True, kw_only=True):
+    """A node's answer to a search that the caller merges."""
+
+    node: str
+    terms: list[str]
+    shards: list[ShardHits]
+    took_ms: float = 0.0
+    failed: dict[str, str] = {}
+    """Collections that gave nothing, and why."""
+
+
+class Hit(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """One result."""
+
+    id: str
+    content: str
+    score: float
+    model_class: str
+    model_type: str
+    metadata: dict[str, Any]
+    node: str
+    collection: str
+    shard: str
+    explain: dict[str, float] | None = None
+
+
+class ShardReport(Wire, frozen=True, kw_only=True):
+    """How one shard's part of a search went."""
+
+    collection: str
+    shard: str
+    node: str
+    status: str
+    """`ok`, `failed`, `skipped` or `timed_out`."""
+    reason: str = ""
+    took_ms: float | None = None
+
+
+class Shards(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """Coverage of a search."""
+
+    total: int
+    ok: int
+    failed: int
+    skipped: int
+    timed_out: int
+    details: list[ShardReport]
+
+
+class SearchResult(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """Section 6: the answer."""
+
+    results: list[Hit]
+    count: int
+    total_results: int
+    """Distinct candidates that were ranked."""
+    duration_ms: float
+    nodes_searched: int
+    node_breakdown: dict[str, int]
+    type_breakdown: dict[str, int]
+    merge_strategy: MergeStrategy
+    avg_score: float
+    partial: bool
+    shards: Shards
+
+
+class FetchRequest(Request, frozen=True, kw_only=True):
+    """Texts of documents a search found."""
+
+    collection: CollectionName
+    ids: Annotated[list[DocumentId], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+class StoredDocument(Wire, frozen=True, kw_only=True):
+    """A document as a node holds it."""
+
+    id: str
+    content: str
+    metadata: dict[str, Any] = {}
+    hash: str = ""
+
+
+class FetchResult(Wire, frozen=True, kw_only=True):
+    """The documents asked for that are there."""
+
+    documents: list[StoredDocument]
