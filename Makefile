@@ -48,7 +48,7 @@ check: setup ## style, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/mypy mesh agents cli
+	$(BIN)/mypy mesh agents cli examples/crm examples/notes
 
 test: setup system ## every test, with a short chaos round
 	$(BIN)/python -m pytest -m "not bench and not long"

@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     from mesh.core.rate_limit import RateLimiter as RateLimiter
     from mesh.core.scopes import allows as allows
     from mesh.core.scopes import allows_some_action as allows_some_action
+    from mesh.core.scopes import readable_actions as readable_actions
     from mesh.runtime.client import MeshClient
     from mesh.runtime.gatekeeper import Gatekeeper as Gatekeeper
     from mesh.runtime.master import Master
     from mesh.runtime.node import NodeServer as NodeServer
     from mesh.runtime.sdk import Node
     from mesh.wire.codec import decode as decode
+    from mesh.wire.codec import invalid as invalid
 
 _LAZY = {
     "Backoff": "mesh.core.backoff",
@@ -56,8 +58,10 @@ _LAZY = {
     "allows_some_action": "mesh.core.scopes",
     "configure_logs": "mesh.adapters.logs",
     "decode": "mesh.wire.codec",
+    "invalid": "mesh.wire.codec",
     "load_settings": "mesh.adapters.settings",
     "make_credentials": "mesh.adapters.state",
+    "readable_actions": "mesh.core.scopes",
     "write_json": "mesh.adapters.state",
 }
 
@@ -203,7 +207,7 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
         try:
             await client.start()
         except BaseException:
-            await bus.close()
+            await client.close()
             raise
         return client
 

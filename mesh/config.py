@@ -28,7 +28,7 @@ class NatsConfig(Settings, frozen=True, kw_only=True):
     connect_timeout_s: Seconds = 5.0
     ping_interval_s: Seconds = 5.0
     max_outstanding_pings: Annotated[int, Meta(ge=1, le=100)] = 2
-    sync_interval: Annotated[str, Meta(pattern=r"^(always|[1-9]\d*(ms|s|m|h))$")] = "2m"
+    sync_interval: Annotated[str, Meta(pattern=r"^(always|[1-9]\d*(ms|s|m|h))(?!\n)$")] = "2m"
     """How often the embedded broker forces JetStream to disk; `always` survives a power cut."""
     max_pending_bytes: Annotated[int, Meta(ge=65_536)] = 16 * 1024 * 1024
     """Unsent bytes beyond which new requests are refused as overloaded."""
@@ -38,7 +38,7 @@ class NodeConfig(Settings, frozen=True, kw_only=True):
     """One node agent."""
 
     name: Annotated[str, Meta(max_length=200)] = ""
-    type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] = "child"
+    type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}(?!\n)$")] = "child"
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     capabilities: list[str] = msgspec.field(default_factory=lambda: ["search", "actions"])
     shard: str = ""
@@ -89,7 +89,8 @@ class MasterConfig(Settings, frozen=True, kw_only=True):
     """One master agent."""
 
     database: str = ""
-    """SQLAlchemy URL with an async driver; empty: SQLite in the state folder."""
+    """SQLAlchemy URL with an async driver; empty: SQLite in the state folder. PostgreSQL is meant
+    to work and has not been tried yet."""
     snapshot_interval_s: Seconds = 5.0
     """How often the whole route table goes out besides its deltas."""
 
@@ -100,7 +101,11 @@ class GatewayConfig(Settings, frozen=True, kw_only=True):
     host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
     """0: a free one."""
-    prefix: Annotated[str, Meta(pattern=r"^(/[A-Za-z0-9_-]+)*$")] = "/api/ai-engine"
+    prefix: Annotated[str, Meta(pattern=r"^(/[A-Za-z0-9_-]+)*(?!\n)$")] = "/api/ai-engine"
+    reuse_port: bool = False
+    """Share the port with other gateways of this machine that say so too: one per core, or the next
+    one started before the last one is stopped. Each counts its own rate limits.
+    """
     max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
     max_header_bytes: Annotated[int, Meta(ge=1024, le=1024 * 1024)] = 32 * 1024
     max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000

@@ -485,7 +485,7 @@ class TokenStore(Protocol):
         ...
 
     async def revoke(self, id: str, *, at: int) -> tuple[int, list[str]] | None:  # noqa: A002
-        """Revoke a token of any kind by its id, a refresh token with its family; how many were
+        """Revoke a token of any kind by its id, one of a family with all of that; how many were
         good, and the ids of the access tokens among them. None: no such token.
         """
         ...

@@ -362,8 +362,8 @@ class MemoryTokenStore:
         return self._revoke(lambda record: record.family == family, at)[1]
 
     async def revoke(self, id: str, *, at: int) -> tuple[int, list[str]] | None:  # noqa: A002
-        if id in self._refresh:
-            family = self._refresh[id].record.family
+        found = self._refresh.get(id) or self._access.get(id)
+        if found is not None and (family := found.record.family):
             return self._revoke(lambda record: record.family == family, at)
         for kind in (self._access, self._join):
             if id in kind:

@@ -74,7 +74,8 @@ class FakeAccess:
             raise UnauthorizedError("no")
         return grant("crm")
 
-    async def rotate_key(self, node):
+    async def rotate_key(self, node, *, on_behalf):
+        self.calls.append(("rotate_key", node, on_behalf))
         return messages.NodeKey(node=CRM, api_key="nmk_y")
 
 
@@ -140,10 +141,15 @@ class FakeMesh:
             results={"crm": item},
         )
 
-    async def history(self, *, action_id="", **query):
+    async def history(self, *, action_id="", id_prefix="", **query):
         self._asked("history", action_id, query)
-        found = [self.records[action_id]] if action_id in self.records else []
-        return messages.HistoryPage(actions=found, total=len(found))
+        found = [
+            record
+            for record in self.records.values()
+            if action_id in {"", record.id} and record.id.startswith(id_prefix)
+        ]
+        offset, limit = query.get("offset", 0), query.get("limit", 50)
+        return messages.HistoryPage(actions=found[offset : offset + limit], total=len(found))
 
     async def nodes(self, *, node="", status=None, type=""):
         self._asked("nodes", node, status, type)
@@ -165,16 +171,16 @@ class FakeMesh:
             documents=0,
         )
 
-    async def register_node(self, node):
-        self._asked("register", node)
+    async def register_node(self, node, *, on_behalf):
+        self._asked("register", node, on_behalf)
         return messages.NodeRegistered(node=CRM, api_key="nmk_z")
 
-    async def update_node(self, node, change):
-        self._asked("update", node, change)
+    async def update_node(self, node, change, *, on_behalf):
+        self._asked("update", node, change, on_behalf)
         return CRM
 
-    async def remove_node(self, node):
-        self._asked("remove", node)
+    async def remove_node(self, node, *, on_behalf):
+        self._asked("remove", node, on_behalf)
         return CRM
 
 

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mesh import messages
+from mesh.errors import InvalidError
 from mesh.types import ActionState, Health, MergeStrategy, Require, SearchMode, Status
 
 
@@ -91,7 +92,7 @@ class Action(Strict, frozen=True, kw_only=True):
     ] = None
     mode: Annotated[Literal["sync"], Meta(description="The answer waits for the outcome.")] = "sync"
     idempotency_key: Annotated[
-        Annotated[str, Meta(pattern=r"^[!-.0-~]{1,200}$")] | None,
+        Annotated[str, Meta(pattern=r"^[!-.0-~]{1,200}(?!\n)$")] | None,
         Meta(
             description="The action's id: the same key runs once, however often it is sent. "
             "1 to 200 visible ASCII characters, no `/`."
@@ -156,12 +157,21 @@ class ActionRecords(msgspec.Struct, frozen=True, kw_only=True):
 # -- joining, tokens, own state --------------------------------------------------------------------
 
 _Name = Annotated[str, Meta(min_length=1, max_length=200)]
-_Url = Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^\s/]+")]
-_Type = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+_Url = Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^\s/]\S*(?!\n)$")]
+_Type = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}(?!\n)$")]
 _Weight = Annotated[float, Meta(gt=0, le=1000)]
 _Capabilities = Annotated[list[messages.Token], Meta(max_length=32)]
 _Words = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=64)]
 _Text = Annotated[str, Meta(max_length=2000)]
+_MOST_METADATA_BYTES = 16_384
+_METADATA = Meta(description="Of your own; at most 16 KiB.")
+
+
+def _check_metadata(metadata: dict[str, Any] | None) -> None:
+    """Every route table and list of nodes carries it."""
+    if metadata and len(msgspec.json.encode(metadata)) > _MOST_METADATA_BYTES:
+        message = f"must be at most {_MOST_METADATA_BYTES} bytes of JSON"
+        raise InvalidError(f"metadata: {message}", fields={"metadata": [message]})
 
 
 class NewNode(Strict, frozen=True, kw_only=True):
@@ -175,7 +185,10 @@ class NewNode(Strict, frozen=True, kw_only=True):
     description: _Text = ""
     domains: _Words = []
     keywords: _Words = []
-    metadata: dict[str, Any] = {}
+    metadata: Annotated[dict[str, Any], _METADATA] = {}
+
+    def __post_init__(self) -> None:
+        _check_metadata(self.metadata)
 
 
 class Join(NewNode, frozen=True, kw_only=True):
@@ -196,7 +209,10 @@ class NodeChanges(Strict, frozen=True, kw_only=True):
     description: _Text | None = None
     domains: _Words | None = None
     keywords: _Words | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Annotated[dict[str, Any] | None, _METADATA] = None
+
+    def __post_init__(self) -> None:
+        _check_metadata(self.metadata)
 
 
 class NodeIdentity(msgspec.Struct, frozen=True, kw_only=True):

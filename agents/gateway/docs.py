@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.resources import files
 from typing import Any
 
@@ -94,6 +95,7 @@ def docs_handlers(prefix: str) -> tuple[list[HTTPRouteHandler], list[HTTPRouteHa
     return [_moved("/docs", prefix), _moved("/openapi.json", prefix)], under_prefix
 
 
+@functools.cache
 def _installed(asset: str) -> bytes:
     return files("litestar_offline_docs").joinpath("static", asset).read_bytes()
 

@@ -31,12 +31,13 @@ from agents.gateway.errors import (
     as_mesh_error,
     problem,
 )
-from agents.gateway.protocol import CONNECTION, LimitedProtocol
+from agents.gateway.protocol import CLOSE, CONNECTION, LimitedProtocol, answer_at_once
 from agents.gateway.route import ACTIONS, ANYBODY, NOBODY, Route, Routes
 from mesh import bootstrap, messages
 from mesh.config import MeshConfig
 from mesh.errors import (
     BadRequestError,
+    DeadlineExceededError,
     ForbiddenError,
     InternalError,
     MeshError,
@@ -54,7 +55,6 @@ _DIGITS = re.compile(rb"\d{1,18}").fullmatch
 _NOT_JSON = re.compile(rb"\s*(multipart/|application/x-www-form-urlencoded|image/|audio/|video/)")
 _JSON = (b"content-type", b"application/json")
 _SAFE: list[Header] = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
-_CLOSE = (b"connection", b"close")
 _GONE = 499
 """Status in the access log where the client did not wait."""
 _NO_EXTENSIONS: dict[str, Any] = {}
@@ -81,6 +81,7 @@ class Exchange:
         "scope",
         "size",
         "status",
+        "twice",
     )
 
     def __init__(self, scope: HTTPScope) -> None:
@@ -92,8 +93,11 @@ class Exchange:
         self.authorization: bytes | None = None
         self.content_length: bytes | None = None
         self.content_type = b""
+        self.twice = False
+        """More than one `Authorization`: nobody can say which counts."""
         for name, value in scope["headers"]:
             if name == b"authorization":
+                self.twice = self.authorization is not None
                 self.authorization = value
             elif name == b"content-length":
                 self.content_length = value
@@ -196,13 +200,15 @@ class Edge:
     async def refuse_head(self, scope: Any, _receive: Any, send: Any) -> None:
         """ASGI app for a request whose headers are too large to be looked at."""
         exchange = Exchange(scope)
-        exchange.extra.append(_CLOSE)
+        exchange.extra.append(CLOSE)
         await self._fail(exchange, HeadersTooLargeError("the headers are too large"), send)
 
     # -- the way in --------------------------------------------------------------------------------
 
     async def _serve(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         route = exchange.route = self._routes.find(exchange.method, exchange.path)
+        if exchange.twice:
+            raise BadRequestError("the request has more than one Authorization header")
         if route.access == NOBODY:
             if route.limited:
                 self._count(exchange, exchange.client)
@@ -230,6 +236,7 @@ class Edge:
             bearer = bearer_of(exchange.authorization)
             identity = self._gatekeeper.known(bearer)
             if identity is None:
+                self._refuse_guessing(exchange)
                 identity = await self._gatekeeper.identify(bearer)
         except UnauthorizedError:
             self._count(exchange, exchange.client)
@@ -245,11 +252,21 @@ class Edge:
         elif not bootstrap.allows(identity.scopes, route.access):
             raise ForbiddenError(f"this takes the scope {route.access!r}")
 
+    def _refuse_guessing(self, exchange: Exchange) -> None:
+        """An address with too many failed logins makes the gateway ask nobody."""
+        if self._limiter is not None and exchange.route is not None:
+            key = (exchange.client, exchange.route.method, exchange.route.template)
+            verdict = self._limiter.look(key, self._clock())
+            if not verdict.allowed:
+                self._limited(exchange, verdict)
+
     def _count(self, exchange: Exchange, who: str) -> None:
         if self._limiter is None or exchange.route is None:
             return
         key = (who, exchange.route.method, exchange.route.template)
-        verdict = self._limiter.check(key, self._clock())
+        self._limited(exchange, self._limiter.check(key, self._clock()))
+
+    def _limited(self, exchange: Exchange, verdict: Any) -> None:
         exchange.extra = [
             self._limit,
             (b"x-ratelimit-remaining", b"%d" % verdict.remaining),
@@ -392,7 +409,13 @@ class Edge:
         """It ran for longer than a stopping gateway waits."""
         if exchange.status:
             raise asyncio.CancelledError
+        route = exchange.route
         error: MeshError = UnavailableError("the gateway stops", retry_after_ms=1000)
+        if route is not None and route.action and route.method == "POST":
+            error = DeadlineExceededError(
+                "the gateway stops and the outcome is not known: ask again with the same "
+                "idempotency_key, or look in the history"
+            )
         await self._fail(exchange, error, send)
 
     async def _answer(
@@ -402,6 +425,8 @@ class Edge:
         exchange.size = len(body)
         headers += self._common(exchange)
         headers.append((b"content-length", b"%d" % len(body)))
+        if answer_at_once(send, status, headers, body):
+            return
         start: Any = {"type": "http.response.start", "status": status, "headers": headers}
         await send(start)
         await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -409,7 +434,7 @@ class Edge:
     def _common(self, exchange: Exchange) -> list[Header]:
         common = [(b"x-request-id", exchange.reference), *exchange.extra]
         if self.draining:
-            common.append(_CLOSE)
+            common.append(CLOSE)
         return common
 
 

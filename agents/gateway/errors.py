@@ -11,6 +11,7 @@ import msgspec
 from litestar.exceptions import HTTPException, ValidationException
 from msgspec import Meta
 
+from mesh import bootstrap
 from mesh.errors import (
     BadRequestError,
     ForbiddenError,
@@ -192,8 +193,8 @@ def _invalid(extra: Any) -> InvalidError:
     fields: dict[str, list[str]] = {}
     for entry in extra if isinstance(extra, list) else []:
         if isinstance(entry, Mapping):
-            fields.setdefault(str(entry.get("key", "query")).rstrip("_"), []).append(
-                str(entry.get("message"))
-            )
+            name = str(entry.get("key", "query")).rstrip("_")
+            words = bootstrap.invalid(msgspec.ValidationError(str(entry.get("message"))))
+            fields.setdefault(name, []).extend(words.fields["body"])
     text = "; ".join(f"{name}: {', '.join(messages)}" for name, messages in fields.items())
     return InvalidError(text or "a parameter cannot be read", fields=fields)

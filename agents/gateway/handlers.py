@@ -20,7 +20,7 @@ from mesh.errors import InvalidError, UnauthorizedError
 from mesh.types import ActionState, Status
 
 _Asked = Request[Any, Any, State]
-_NAME = r"^[A-Za-z0-9_-]{1,64}$"
+_NAME = r"^[A-Za-z0-9_-]{1,64}(?!\n)$"
 _NodeName = Annotated[str, PathParameter(description="Slug or id.", max_length=64, pattern=_NAME)]
 
 
@@ -124,9 +124,12 @@ async def list_actions(  # noqa: PLR0917 (Litestar passes them by name)
     limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 50,
     offset: Annotated[int, QueryParameter(ge=0, le=2**31 - 1)] = 0,
 ) -> bodies.ActionPage:
-    """The history of actions, newest first, of all callers; every filter may be left out."""
+    """The history of actions, newest first, of all callers; every filter may be left out. Scopes
+    for single actions show those alone; with several of them, `action` says which.
+    """
     _named(request, "state", state_)
     return await _service(request).actions(
+        _identity(request),
         node=node,
         action=action,
         caller=caller,
@@ -145,7 +148,7 @@ async def show_action(
     ],
 ) -> bodies.ActionRecords:
     """What became of an action; of one on several nodes, on each of them."""
-    return await _service(request).action(action_id)
+    return await _service(request).action(action_id, _identity(request))
 
 
 # -- joining, tokens, own state --------------------------------------------------------------------
@@ -209,7 +212,7 @@ async def node_stats(request: _Asked) -> messages.NodeStats:
 @post("/nodes", opt=_ADMIN, tags=["nodes"])
 async def register_node(request: _Asked, data: JSONBody[bodies.NewNode]) -> messages.NodeRegistered:
     """Register a node for somebody else. Its API key is in the answer, this once."""
-    return await _service(request).register(data)
+    return await _service(request).register(data, _identity(request))
 
 
 @get("/nodes/{node:str}", opt=_ADMIN, tags=["nodes"])
@@ -223,19 +226,23 @@ async def change_node(
     request: _Asked, node: _NodeName, data: JSONBody[bodies.NodeChanges]
 ) -> messages.NodeRecord:
     """Change a registered node."""
-    return await _service(request).change(node, data)
+    return await _service(request).change(node, data, _identity(request))
 
 
 @delete("/nodes/{node:str}", status_code=200, opt=_ADMIN, tags=["nodes"])
 async def remove_node(request: _Asked, node: _NodeName) -> messages.NodeRecord:
     """Take a node out of the registry. Its key and tokens are refused within a second."""
-    return await _service(request).mesh.remove_node(node)
+    return await _service(request).mesh.remove_node(node, on_behalf=_identity(request).subject)
 
 
 @post("/nodes/{node:str}/rotate-key", status_code=200, opt=_ADMIN, tags=["nodes"])
 async def rotate_key(request: _Asked, node: _NodeName) -> messages.NodeKey:
-    """Give a node another API key, shown this once. The old one is refused within a second."""
-    return await _service(request).mesh.access.rotate_key(node)
+    """Give a node another API key, shown this once. The old one and the node's tokens are refused
+    within a second.
+    """
+    return await _service(request).mesh.access.rotate_key(
+        node, on_behalf=_identity(request).subject
+    )
 
 
 AT_ROOT = [livez, readyz]

@@ -44,13 +44,15 @@ None implies another. A removed node, a rotated key or a revoked token is refuse
 | body | `gateway.max_body_bytes` | {body} | 413 |
 | request line and headers | `gateway.max_header_bytes` | {header} | 431 |
 | time to send the headers, and again for the body | `gateway.read_timeout_s` | {read:g} s | 408 |
+| time that an answer waits to be read | `gateway.read_timeout_s` | {read:g} s | cut off |
 | connections | `gateway.max_connections` | {connections} | 503 |
 | requests per identity and route | `rate_limit.max_attempts` in `rate_limit.period_s` | \
 {attempts} in {period:g} s | 429 |
 
 The rate limit lets the whole allowance through at once and then one request every {every:g} s.
 Where there is no identity (`/register`, `/refresh-token`, failed logins) it counts by the client's
-address; behind a proxy that is the proxy's. `X-RateLimit-Limit`, `X-RateLimit-Remaining` and
+address; behind a proxy that is the proxy's. From an address with too many failed logins only those
+get in whom the gateway knows already. `X-RateLimit-Limit`, `X-RateLimit-Remaining` and
 `X-RateLimit-Reset` (seconds until the whole allowance is back) come with every answer it counts.
 `/health`, `/livez`, `/readyz` and the docs are exempt.
 
@@ -74,9 +76,12 @@ When to try again:
 
 | status | try again |
 |---|---|
-| 429, 503 | after `Retry-After` seconds |
-| 502, 504 | a search: at once; an action, which may have run: with the same `idempotency_key` |
-| 500 of an action | with the same `idempotency_key` |
+| 429 | after `Retry-After` seconds |
+| 503 | the same; an action, which may have been sent before the broker was lost: with the same \
+`idempotency_key` only |
+| 502, 504 | a search: at once; an action, which may have run: with the same \
+`idempotency_key` only |
+| 500 of an action | with the same `idempotency_key` only |
 | other 4xx | not before the request is another one |
 
 An action that was sent goes on when its client goes; ask `GET /actions/{{id}}` what became of it.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +18,9 @@ from mesh import bootstrap
 from mesh.config import MeshConfig
 
 log = structlog.get_logger()
+
+_OWN_FILES = 64
+"""More than the gateway opens besides connections."""
 
 
 def run(config: MeshConfig) -> int:
@@ -30,14 +36,36 @@ def run(config: MeshConfig) -> int:
 @asynccontextmanager
 async def gateway(config: MeshConfig) -> AsyncIterator[str]:
     """A gateway that serves while the block runs; gives its URL. Raises as `run`."""
+    allow_connections(config.gateway.max_connections)
     async with bootstrap.gateway(config) as opened:
         access_log = AccessLog() if config.gateway.access_log else None
         edge = create_app(opened.client, opened.gatekeeper, config, access_log=access_log)
         try:
             async with serving(edge, config.gateway) as url:
+                _spare_the_collector()
                 log.info("mesh.gateway.started", url=url, prefix=config.gateway.prefix)
                 yield url
         finally:
             if access_log is not None:
                 access_log.flush()
             log.info("mesh.gateway.stopped")
+
+
+def _spare_the_collector() -> None:
+    """What is there by now stays: looking through it for garbage again and again costs a search a
+    quarter of its CPU (BENCHMARKS.md). Garbage in cycles is rare here, so it may wait a little.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def allow_connections(wanted: int) -> None:
+    """Let the process open as many files as it may; each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS says unlimited and means less
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    if soft not in {resource.RLIM_INFINITY, -1} and soft < wanted + _OWN_FILES:
+        log.warning("mesh.gateway.files_limited", files=soft, max_connections=wanted)

@@ -11,6 +11,7 @@ import math
 import socket
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import structlog
 import uvicorn
@@ -36,7 +37,8 @@ async def serving(edge: Edge, config: GatewayConfig) -> AsyncIterator[str]:
     new is accepted; what has begun ends within `stop_grace_s`.
 
     Raises:
-        StateError: The address cannot be listened on.
+        StateError: The address cannot be listened on; or the server ended by itself, which ends
+            the block.
     """
     listener = _listen(config)
     host, port = listener.getsockname()[:2]
@@ -46,7 +48,8 @@ async def serving(edge: Edge, config: GatewayConfig) -> AsyncIterator[str]:
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await _started(server, task)
-            yield f"http://{shown}:{port}"
+            with _ended_by(task):
+                yield f"http://{shown}:{port}"
         finally:
             await _stop(server, edge, task)
 
@@ -60,8 +63,35 @@ async def _started(server: _Server, task: asyncio.Task[None]) -> None:
             await asyncio.sleep(0.005)
 
 
+@contextlib.contextmanager
+def _ended_by(task: asyncio.Task[None]) -> Generator[None, None, None]:
+    """Whoever serves by a server that is dead is no gateway."""
+    block = cast("asyncio.Task[object]", asyncio.current_task())
+    died = False
+
+    def end(_: object) -> None:
+        nonlocal died
+        died = True
+        block.cancel()
+
+    task.add_done_callback(end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not died or block.uncancel():
+            raise
+        cause = None if task.cancelled() else task.exception()
+        raise StateError("the HTTP server ended; the log says why") from cause
+    finally:
+        task.remove_done_callback(end)
+
+
 async def _stop(server: _Server, edge: Edge, task: asyncio.Task[None]) -> None:
     edge.draining = True
+    if task.done():
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        return
     if server.server_state.connections:
         log.info("mesh.gateway.draining", connections=len(server.server_state.connections))
         await asyncio.sleep(_DRAIN_S)
@@ -79,6 +109,8 @@ def _listen(config: GatewayConfig) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if config.reuse_port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind(address)
             listener.listen(_BACKLOG)
         except BaseException:
@@ -145,7 +177,7 @@ class _Server(uvicorn.Server):
         last = []
         self._listener.setblocking(False)
         self._listener.listen(0)
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # none is left; or no more files may be opened
             while True:
                 last.append(self._listener.accept()[0])
         self._listener.close()

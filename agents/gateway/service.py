@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 
 import msgspec
@@ -16,8 +15,8 @@ from mesh.errors import ForbiddenError, InvalidError, NotFoundError, Unauthorize
 from mesh.types import VERSION, ActionState, Health, Status
 
 _ROUTED = frozenset({Health.HEALTHY, Health.SUSPECT, Health.OVERLOADED})
-_LOOKUPS = 8
-"""Questions to the history at once."""
+_PAGE = 1000
+"""Records of the history that are asked for at once."""
 
 
 class Service:
@@ -155,6 +154,7 @@ class Service:
 
     async def actions(
         self,
+        identity: messages.Identity,
         *,
         node: str,
         action: str,
@@ -164,10 +164,14 @@ class Service:
         limit: int,
         offset: int,
     ) -> bodies.ActionPage:
-        """A page of the history, newest first; empty arguments match all."""
+        """A page of the history, newest first; empty arguments match all that the identity may run.
+
+        Raises:
+            ForbiddenError: It may not read of this action; or of several, and does not say which.
+        """
         page = await self.mesh.history(
             node=node,
-            action=action,
+            action=_readable(action, identity),
             caller=caller,
             state=state,
             since=since,
@@ -176,25 +180,31 @@ class Service:
         )
         return bodies.ActionPage(actions=page.actions, total=page.total, limit=limit, offset=offset)
 
-    async def action(self, id: str) -> bodies.ActionRecords:  # noqa: A002
+    async def action(
+        self,
+        id: str,  # noqa: A002
+        identity: messages.Identity,
+    ) -> bodies.ActionRecords:
         """What became of an action; of one on several nodes, on each of them.
 
         Raises:
-            NotFoundError
+            NotFoundError: There is none; or one that the identity may not read of.
         """
-        found = (await self.mesh.history(action_id=id)).actions
-        if not found:
-            at_once = asyncio.Semaphore(_LOOKUPS)
-
-            async def part(slug: str) -> list[messages.HistoryRecord]:
-                async with at_once:
-                    return (await self.mesh.history(action_id=f"{id}.{slug}")).actions
-
-            parts = await asyncio.gather(*map(part, self.mesh.routes.nodes))
-            found = [record for records in parts for record in records]
+        found = (await self.mesh.history(action_id=id)).actions or await self._parts(id)
+        names = bootstrap.readable_actions(identity.scopes)
+        found = [record for record in found if names is None or record.action in names]
         if not found:
             raise NotFoundError(f"no action has the id {id!r}")
         return bodies.ActionRecords(id=id, actions=found)
+
+    async def _parts(self, id: str) -> list[messages.HistoryRecord]:  # noqa: A002
+        """Of an action on several nodes."""
+        seen: list[messages.HistoryRecord] = []
+        while True:
+            page = await self.mesh.history(id_prefix=f"{id}.", limit=_PAGE, offset=len(seen))
+            seen += page.actions
+            if not page.actions or len(seen) >= page.total:
+                return [record for record in seen if record.id == f"{id}.{record.node}"]
 
     # -- joining, tokens, own state ----------------------------------------------------------------
 
@@ -292,23 +302,41 @@ class Service:
             raise NotFoundError(f"unknown node {name!r}")
         return found[0]
 
-    async def register(self, asked: bodies.NewNode) -> messages.NodeRegistered:
+    async def register(
+        self, asked: bodies.NewNode, identity: messages.Identity
+    ) -> messages.NodeRegistered:
         """Register a node for somebody else.
 
         Raises:
             ConflictError, InvalidError
         """
-        return await self.mesh.register_node(_register(asked))
+        return await self.mesh.register_node(_register(asked), on_behalf=identity.subject)
 
-    async def change(self, name: str, asked: bodies.NodeChanges) -> messages.NodeRecord:
+    async def change(
+        self, name: str, asked: bodies.NodeChanges, identity: messages.Identity
+    ) -> messages.NodeRecord:
         """Change a registered node.
 
         Raises:
             NotFoundError, InvalidError
         """
         return await self.mesh.update_node(
-            name, messages.NodeUpdate(**msgspec.structs.asdict(asked))
+            name,
+            messages.NodeUpdate(**msgspec.structs.asdict(asked)),
+            on_behalf=identity.subject,
         )
+
+
+def _readable(action: str, identity: messages.Identity) -> str:
+    """Which action to read of: that one, or the only one that the identity may run; empty: all."""
+    names = bootstrap.readable_actions(identity.scopes)
+    if names is None or action in names:
+        return action
+    if not action and len(names) == 1:
+        return next(iter(names))
+    raise ForbiddenError(
+        f"your scopes show the history of {', '.join(sorted(names))} only: say which, ?action=name"
+    )
 
 
 def _register(asked: bodies.NewNode) -> messages.NodeRegister:

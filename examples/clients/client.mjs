@@ -2,8 +2,8 @@
 //
 //   node client.mjs health
 //   node client.mjs search "late invoice"
-//   node client.mjs action crm refund '{"order": "A-1001", "cents": 500}' refund-A-1001
-//   node client.mjs history crm
+//   node client.mjs action crm-app refund '{"order": "A-1001", "cents": 500}' refund-A-1001
+//   node client.mjs history crm-app
 //
 // MESH_TOKEN is an access token (`meshctl tokens issue`) or a node's API key, MESH_REFRESH_TOKEN
 // what renews it, MESH_HTTP_URL the gateway (default http://127.0.0.1:8080).
@@ -112,8 +112,16 @@ export class MeshHttp {
       body: body === undefined ? undefined : JSON.stringify(body),
       signal: AbortSignal.timeout(TIMEOUT_MS),
     });
-    const retryAfterS = Number(response.headers.get("Retry-After") ?? 1);
-    return { status: response.status, answer: await response.json(), retryAfterS };
+    const retryAfterS = Number(response.headers.get("Retry-After") ?? 1) || 1; // or a proxy's date
+    const text = await response.text();
+    let answer;
+    try {
+      answer = JSON.parse(text);
+    } catch (error) {
+      if (response.ok) throw error;
+      answer = { error: response.statusText, message: "no JSON" }; // a proxy's own page
+    }
+    return { status: response.status, answer, retryAfterS };
   }
 }
 

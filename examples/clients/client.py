@@ -2,8 +2,8 @@
 
     python client.py health
     python client.py search "late invoice" --limit 3
-    python client.py action refund '{"order": "A-1001", "cents": 500}' --node crm --key r-1001
-    python client.py history --node crm
+    python client.py action refund '{"order": "A-1001", "cents": 500}' --node crm-app --key r-1001
+    python client.py history --node crm-app
 
 `MESH_TOKEN` is an access token (`meshctl tokens issue`) or a node's API key, `MESH_REFRESH_TOKEN`
 what renews it, `MESH_HTTP_URL` the gateway (default http://127.0.0.1:8080).
@@ -147,8 +147,21 @@ class MeshHttp:
                 return response.status, json.load(response), 0.0
         except urllib.error.HTTPError as refused:
             with refused:
-                retry_after = float(refused.headers.get("Retry-After") or 1)
-                return refused.code, json.load(refused), retry_after
+                return refused.code, _refusal(refused), _seconds(refused.headers["Retry-After"])
+
+
+def _refusal(refused: urllib.error.HTTPError) -> dict[str, Any]:
+    """The gateway's JSON; a proxy before it may answer with a page of its own."""
+    try:
+        body = json.load(refused)
+    except ValueError:
+        body = None
+    return body if isinstance(body, dict) else {"error": refused.reason, "message": "no JSON"}
+
+
+def _seconds(retry_after: str | None) -> float:
+    """A proxy may also give a date."""
+    return float(retry_after) if retry_after and retry_after.isdigit() else 1.0
 
 
 def from_environment() -> MeshHttp:
@@ -190,6 +203,8 @@ def main() -> None:
                 answer = client.history(**({"node": asked.node} if asked.node else {}))
     except MeshHttpError as error:
         sys.exit(f"error: {error}")
+    except TimeoutError:
+        sys.exit("error: no answer in time; whether an action ran, its key will tell: ask again")
     except urllib.error.URLError as error:
         sys.exit(f"error: no gateway there: {error.reason}")
     print(json.dumps(answer, indent=2))

@@ -28,9 +28,11 @@ def join(url: str, join_token: str, name: str) -> dict[str, Any]:
 
 def save(file: Path, login: dict[str, str]) -> None:
     """For its owner alone, and never half: the next start has nothing else to log in with."""
-    fresh = file.with_suffix(".new")
-    fresh.touch(mode=0o600)
-    fresh.write_text(json.dumps(login))
+    fresh = file.with_name(file.name + ".new")
+    fresh.unlink(missing_ok=True)  # of a start that was cut off
+    # O_EXCL: a file or link that somebody else put there is never written to.
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        json.dump(login, out)
     fresh.replace(file)
 
 
@@ -61,6 +63,8 @@ def main() -> None:
         print(json.dumps(client.status(), indent=2))
     except MeshHttpError as error:
         sys.exit(f"error: {error}")
+    except TimeoutError:
+        sys.exit("error: no answer in time")
     except urllib.error.URLError as error:
         sys.exit(f"error: no gateway there: {error.reason}")
 

@@ -3,9 +3,9 @@
 #
 #   search.sh health
 #   search.sh search  '{"query": "late invoice", "limit": 3}'
-#   search.sh action  '{"action": "refund", "node": "crm", "params": {"order": "A-1001", "cents": 500},
+#   search.sh action  '{"action": "refund", "node": "crm-app", "params": {"order": "A-1001", "cents": 500},
 #                       "idempotency_key": "refund-A-1001"}'
-#   search.sh history 'node=crm&limit=5'
+#   search.sh history 'node=crm-app&limit=5'
 #
 # MESH_TOKEN is an access token (`meshctl tokens issue`) or a node's API key; MESH_HTTP_URL the
 # gateway, default http://127.0.0.1:8080. Exit code 22: the gateway refused, and said why.

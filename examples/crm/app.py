@@ -32,7 +32,7 @@ class WhichCustomer(msgspec.Struct, forbid_unknown_fields=True):
 
 def crm_node(store: Store) -> Node:
     """The node; nothing is read or written before the mesh asks for it."""
-    node = Node("crm")
+    node = Node("crm-app")
 
     # A search looks into the database itself, so what it finds is never older than the last
     # commit: no copy, and nothing to keep in step. SQLite only chooses candidates. The mesh ranks

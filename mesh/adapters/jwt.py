@@ -98,7 +98,8 @@ class JwtSigner:
             StateError: The file cannot be read or written, or is damaged.
         """
         try:
-            path.chmod(0o600)
+            if path.stat().st_mode & 0o077:
+                _close(path)
             ring = msgspec.json.decode(path.read_bytes(), type=_Ring)
         except FileNotFoundError:
             ring = _Ring(keys=[_new_key(at)])
@@ -194,6 +195,16 @@ class JwtVerifier:
             audience=self._audience,
             options=_OURS_TO_CHECK,  # type: ignore[arg-type]
         )
+
+
+def _close(path: Path) -> None:
+    """Raises StateError: Others may read it, and we may not change that."""
+    try:
+        path.chmod(0o600)
+    except OSError as error:
+        raise StateError(
+            f"{path} is open to others and its mode cannot be changed: {error.strerror}"
+        ) from error
 
 
 def _new_key(at: int) -> _StoredKey:

@@ -21,8 +21,19 @@ from mesh.errors import ConfigError
 PREFIX = "MESH_"
 BETWEEN_LEVELS = "__"
 
-NOT_SETTINGS = frozenset({"MESH_STATE_DIR", "MESH_URL", "MESH_CREDS", "MESH_DEBUG"})
-"""Variables that the commands read themselves."""
+NOT_SETTINGS = frozenset(
+    {
+        "MESH_CREDS",
+        "MESH_DEBUG",
+        "MESH_HTTP_URL",
+        "MESH_JOIN_TOKEN",
+        "MESH_REFRESH_TOKEN",
+        "MESH_STATE_DIR",
+        "MESH_TOKEN",
+        "MESH_URL",
+    }
+)
+"""Variables that the commands, and clients of the gateway, read themselves."""
 
 BROKER_PREFIX = "MESH_BROKER_"
 """Variables of `nats-server.conf`."""

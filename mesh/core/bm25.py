@@ -6,6 +6,7 @@ idf is Lucene's (`BM25Similarity`).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ K1 = 1.2
 B = 0.75
 
 
+@functools.lru_cache(maxsize=16_384)
 def idf(rows: int, df: int) -> float:
     """Weight of a term that `df` of `rows` documents hold; more documents than rows count as all,
     so that no statistics from the network can break the logarithm.

@@ -204,7 +204,7 @@ def _fuse(competing: Sequence[_Entry], *, vector_found: bool) -> None:
 
 def _best(entries: Sequence[_Entry], key: Callable[[_Entry], float]) -> list[_Entry]:
     """Highest first; equal ones in the order they came."""
-    return sorted(entries, key=key, reverse=True)
+    return sorted(entries, key=key, reverse=True) if len(entries) > 1 else list(entries)
 
 
 def _interleave(rankings: Sequence[Sequence[_Entry]]) -> Iterator[_Entry]:

@@ -5,7 +5,7 @@ A secret is 256 random bits, leaves in one answer, and is kept as its SHA-256.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 from uuid_utils import uuid7
@@ -62,7 +62,7 @@ class Authority:
         self._clock = clock
         self._background = background
         self._config = config
-        self._revocations = Revocations(bus)
+        self._revocations = Revocations(bus, clock, background)
         self.issued = IssuedTokens(tokens, signer, self._revocations, clock=clock, config=config)
         self.verbs: Mapping[str, tuple[type[Request], Verb]] = {
             "authenticate": (Authenticate, self._authenticate),
@@ -93,12 +93,7 @@ class Authority:
         """
         slug = subjects.slug_of(asked.name)
         now_ms = self._clock.unix_ms()
-        held = await self._tokens.list(subject=slug, all=False, at=now_ms)
-        if any(not token.node for token in held):
-            raise ConflictError(
-                f"there are tokens of a {slug!r} that is no node; choose another name, "
-                f"or revoke them first: meshctl tokens revoke --subject {slug}"
-            )
+        await self.issued.check_unheld(slug)
         record = NodeRecord(
             id=str(uuid7()),
             slug=slug,
@@ -124,6 +119,11 @@ class Authority:
                 f"there is a node {slug!r} already; choose another name, "
                 f"or remove that one first: meshctl nodes remove {slug}"
             ) from error
+        try:  # whoever was given a token of this name meanwhile did not see the node, or gave way
+            await self.issued.check_unheld(slug)
+        except MeshError:
+            await self._registry.remove(slug, incarnation=record.incarnation)
+            raise
         self._membership.add(record)
         log.info("mesh.node.registered", node=slug, scopes=list(scopes), by=by)
         return self._membership.view.find(slug), api_key
@@ -140,23 +140,50 @@ class Authority:
         except MeshError:
             await self._tokens.give_back_join(ticket.id)
             raise
-        grant = await self.issued.grant(
-            Identity(subject=record.slug, scopes=list(ticket.scopes), node=True),
-            ttl_s=self._config.access_token_s,
-            family=str(uuid7()),
-        )
-        if grant is None or await self._tokens.node(record.slug) is None:
-            # Removed again while it joined: whoever did that did not see these tokens.
+        try:
+            grant = await self.issued.grant(
+                Identity(subject=record.slug, scopes=list(ticket.scopes), node=True),
+                ttl_s=self._config.access_token_s,
+                family=str(uuid7()),
+            )
+            # Asked last: whoever shuts the node out after this sees the tokens, and revokes them.
+            active = await self.issued.is_active(record.slug)
+        except MeshError:
+            await self._undo_join(record, ticket.id)
+            raise
+        if grant is None or not active:
             await self.issued.shut_out(record.slug, by="master")
-            raise ConflictError(f"node {record.slug!r} was removed while it joined")
-        log.info("mesh.node.joined", node=record.slug, join_token=ticket.id, by=who(asked, caller))
+            raise ConflictError(
+                f"node {record.slug!r} was removed while it joined, or is not active any more"
+            )
+        log.info(
+            "mesh.node.joined", node=record.slug, join_token_id=ticket.id, by=who(asked, caller)
+        )
         return NodeJoined(node=record, api_key=api_key, grant=grant)
+
+    async def _undo_join(self, record: NodeRecord, ticket: str) -> None:
+        """Nobody was told the node's key: its name and the use of the token are free again, as
+        far as the database still hears us.
+        """
+        log.warning("mesh.node.join_undone", node=record.slug, join_token_id=ticket)
+        self._membership.remove(record)
+        undos: tuple[Callable[[], Awaitable[None]], ...] = (
+            lambda: self._registry.remove(record.slug, incarnation=record.incarnation),
+            lambda: self.issued.shut_out(record.slug, by="master"),
+            lambda: self._tokens.give_back_join(ticket),
+        )
+        for undo in undos:
+            try:
+                await undo()
+            except MeshError as error:
+                log.warning("mesh.node.undo_failed", node=record.slug, error=str(error))
 
     async def _rotate_key(self, asked: NodeName, caller: str) -> NodeKey:
         record = self._membership.view.find(asked.node)
         api_key = secret(_API_KEY)
         await self._tokens.set_key(record.slug, digest_of(api_key))
-        self._revocations.tell(names=[record.slug])
+        # A key is rotated because somebody may have it: what was got with it goes as well.
+        await self.issued.shut_out(record.slug, by=who(asked, caller))
         log.info("mesh.node.key_rotated", node=record.slug, by=who(asked, caller))
         return NodeKey(node=record, api_key=api_key)
 
@@ -181,7 +208,7 @@ class Authority:
         await self._tokens.add_join(token)
         log.info(
             "mesh.join_token.created",
-            token=token.id,
+            token_id=token.id,
             scopes=list(token.scopes),
             uses=asked.uses,
             expires_in=asked.ttl_s,

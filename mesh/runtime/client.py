@@ -49,7 +49,7 @@ class MeshClient(RegistryApi):
         self._config = config
         self._clock = clock
         super().__init__(Caller(bus, clock))
-        self._routes = Routes(bus, self._caller)
+        self._routes = Routes(bus, self._caller, clock)
         self.access = AccessApi(self._caller)
         """Keys and tokens."""
         self._federation = Federation(self._caller, clock)
@@ -159,13 +159,18 @@ class MeshClient(RegistryApi):
             id=request.id or str(uuid7()),
             on_behalf=on_behalf or request.on_behalf,
         )
+        began = self._clock.monotonic()
         try:
             return await self._federation.search(request, self.routes)
         except InvalidError as error:
             # The name may be newer than our table: ask once before saying that there is no such.
             if not error.fields.keys() & _NAMES:
                 raise
-            await self._routes.refresh()
+            options = request.options
+            await self._routes.learn(self._left_s(began, options.timeout_ms / 1000))
+            left_ms = round(self._left_s(began, options.timeout_ms / 1000) * 1000)
+            options = msgspec.structs.replace(options, timeout_ms=max(1, left_ms))
+            request = msgspec.structs.replace(request, options=options)
             return await self._federation.search(request, self.routes)
 
     async def run_action(
@@ -201,12 +206,14 @@ class MeshClient(RegistryApi):
         """
         subjects.token(action, "action")
         body = dict(params or {})
-        target = await self._chosen(lambda: targets.one(self.routes, action, body, node))
+        wait_s = self._action_timeout_s(timeout_s)
+        began = self._clock.monotonic()
+        target = await self._chosen(lambda: targets.one(self.routes, action, body, node), wait_s)
         request = ActionRequest(
             id=id or str(uuid7()), action=action, params=body, on_behalf=on_behalf
         )
-        wait_s = self._action_timeout_s(timeout_s)
-        return await self._caller.action(target, action, request, ActionResult, wait_s)
+        left_s = self._left_s(began, wait_s)
+        return await self._caller.action(target, action, request, ActionResult, left_s)
 
     async def fan_out(
         self,
@@ -248,26 +255,31 @@ class MeshClient(RegistryApi):
         if parallel < 1:
             message = "must be at least 1"
             raise InvalidError(f"parallel: {message}", fields={"parallel": [message]})
+        wait_s = self._action_timeout_s(timeout_s)
         chosen = await self._chosen(
             lambda: targets.several(
                 self.routes, action, nodes=nodes, all=all, collection=collection
-            )
+            ),
+            wait_s,
         )
         request = ActionRequest(
             id=id or str(uuid7()), action=action, params=dict(params or {}), on_behalf=on_behalf
         )
-        wait_s = self._action_timeout_s(timeout_s)
         return await fan_out(self._caller, request, chosen, timeout_s=wait_s, parallel=parallel)
 
-    async def _chosen(self, choose: Callable[[], T]) -> T:
+    async def _chosen(self, choose: Callable[[], T], within_s: float) -> T:
         """What `choose` gives, once more with the newest table if a name is not in ours."""
         try:
             return choose()
         except (NotFoundError, InvalidError) as error:
             if isinstance(error, InvalidError) and "collection" not in error.fields:
                 raise
-            await self._routes.refresh()
+            await self._routes.learn(within_s)
             return choose()
+
+    def _left_s(self, began: float, timeout_s: float) -> float:
+        """Of a request that began then (monotonic s); never below 0."""
+        return max(0.0, timeout_s - (self._clock.monotonic() - began))
 
     def _action_timeout_s(self, timeout_s: float | None) -> float:
         return self._config.routing.request_timeout_s if timeout_s is None else timeout_s

@@ -1,7 +1,8 @@
 """Who is at the gateway's door: judges bearer tokens here, API keys by asking a master.
 
 Access tokens need nobody: the masters' public keys and the list of revoked tokens are fetched again
-and again, and each revocation is heard at once. With every master away it goes on with what it has.
+and again, and each revocation is heard at once. With every master away it goes on with what it has,
+API keys that were good among it.
 Bearers are remembered by their SHA-256, a bounded number of them, so that a known one costs a hash
 and two look-ups.
 """
@@ -17,7 +18,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from mesh.errors import MeshError, UnauthorizedError, UnavailableError
+from mesh.errors import MeshError, TooLargeError, UnauthorizedError, UnavailableError
 from mesh.ports import Bus, Clock, Message, Subscription, TokenVerifier, UnknownKeyError
 from mesh.runtime.access_api import AccessApi
 from mesh.runtime.background import Background
@@ -34,7 +35,11 @@ _MAX_BEARER_CHARS = 8192
 _REMEMBERED = 10_000
 _KEY_GOOD_S = 30.0
 _KEY_BAD_S = 5.0
+_KEY_KEPT_S = 1.0
+"""How often a master that is away is asked about a key that was good."""
 _ASK_AT_ONCE = 16
+_MOST_ASKED = 256
+"""Open questions about keys that were never good: anybody may make keys up."""
 _ASK_WITHIN_S = 5.0
 _TRUST_EVERY_S = 10.0
 _TRUST_SOON_S = 1.0
@@ -66,15 +71,17 @@ class Gatekeeper:
         self._stopped = False
         self._tokens: _Memory[Identity] = _Memory(_REMEMBERED)
         self._keys: _Memory[Identity] = _Memory(_REMEMBERED)
+        self._last_good: _Memory[Identity] = _Memory(_REMEMBERED)
+        """What a master said of a key last, for when none answers; without an end."""
+        self._away = False
+        """No master answered the last question."""
         self._bad_keys: _Memory[str] = _Memory(_REMEMBERED)
         """With the refusal in words."""
-        self._asked: dict[bytes, asyncio.Future[Identity | MeshError]] = {}
+        self._asked: dict[bytes, _Question] = {}
         self._asking = asyncio.Semaphore(_ASK_AT_ONCE)
         self._revoked: frozenset[str] = frozenset()
         self._heard: dict[str, float] = {}
         """Tokens whose revocation was heard lately, and when (monotonic s)."""
-        self._forgotten = 0
-        """How often API keys had to be forgotten: an answer asked for before that is old."""
         self._trusting: asyncio.Future[None] | None = None
         self._trust_asked_at = float("-inf")
 
@@ -101,8 +108,8 @@ class Gatekeeper:
         if self._subscription is not None:
             await self._subscription.unsubscribe()
         await self._background.stop()
-        for answer in self._asked.values():  # of questions that were not even begun
-            answer.set_result(_no_master())
+        for question in self._asked.values():  # that were not even begun
+            question.answer.set_result(_no_master())
         self._asked.clear()
 
     # -- judging -----------------------------------------------------------------------------------
@@ -122,7 +129,8 @@ class Gatekeeper:
 
         Raises:
             UnauthorizedError: Neither, or no longer good.
-            UnavailableError: Only a master could tell, and none answers; with `retry_after_ms`.
+            UnavailableError: Only a master could tell, and none answers or too many are waiting;
+                with `retry_after_ms`.
         """
         if (known := self.known(bearer)) is not None:
             return known
@@ -169,39 +177,66 @@ class Gatekeeper:
             raise UnauthorizedError(refusal)
         if self._stopped:
             raise _no_master()
-        answer = self._asked.get(key)
-        if answer is None:
-            answer = self._asked[key] = asyncio.get_running_loop().create_future()
-            self._background.spawn("authenticate", self._authenticate(bearer, key, answer))
-        judged = await asyncio.shield(answer)  # a client that goes leaves the others waiting
+        last = self._last_good.get(key, 0.0)
+        question = self._asked.get(key)
+        if question is None:
+            if last is None and len(self._asked) >= _MOST_ASKED:
+                raise UnavailableError(
+                    "too many unknown API keys are being asked about", retry_after_ms=_RETRY_MS
+                )
+            question = self._asked[key] = _Question()
+            self._background.spawn("authenticate", self._authenticate(bearer, key, question))
+        if last is not None and self._away:
+            return last  # its question is on its way: as soon as a master answers, that counts
+        # A client that goes leaves the others waiting.
+        judged = await asyncio.shield(question.answer)
         if isinstance(judged, MeshError):
             raise type(judged)(str(judged), retry_after_ms=judged.retry_after_ms)
         return judged
 
-    async def _authenticate(
-        self, bearer: str, key: bytes, answer: asyncio.Future[Identity | MeshError]
-    ) -> None:
+    async def _authenticate(self, bearer: str, key: bytes, question: _Question) -> None:
         judged: Identity | MeshError = _no_master()
         try:
-            judged = await self._ask(bearer, key)
+            judged = await self._ask(bearer, key, question)
         finally:  # also when it is stopped, or fails in a way nobody thought of
             self._asked.pop(key, None)
-            answer.set_result(judged)
+            question.answer.set_result(judged)
 
-    async def _ask(self, bearer: str, key: bytes) -> Identity | MeshError:
-        forgotten = self._forgotten
+    async def _ask(self, bearer: str, key: bytes, question: _Question) -> Identity | MeshError:
         try:
             async with asyncio.timeout(_ASK_WITHIN_S), self._asking:
-                identity = await self._access.authenticate(bearer)
+                while True:
+                    question.overtaken = False
+                    identity = await self._access.authenticate(bearer)
+                    if not question.overtaken:
+                        break
         except UnauthorizedError as error:
+            self._answered()
+            self._keys.forget(key)
+            self._last_good.forget(key)
             self._bad_keys.put(key, str(error), self._clock.monotonic() + _KEY_BAD_S)
             return error
         except (MeshError, TimeoutError) as error:
             log.warning("mesh.gatekeeper.master_away", error=str(error))
-            return _no_master()
-        if forgotten == self._forgotten:
-            self._keys.put(key, identity, self._clock.monotonic() + _KEY_GOOD_S)
+            return self._without_master(key)
+        self._answered()
+        self._last_good.put(key, identity, float("inf"))
+        self._keys.put(key, identity, self._clock.monotonic() + _KEY_GOOD_S)
         return identity
+
+    def _without_master(self, key: bytes) -> Identity | MeshError:
+        self._away = True
+        last = self._last_good.get(key, 0.0)
+        if last is None:
+            return _no_master()
+        self._keys.put(key, last, self._clock.monotonic() + _KEY_KEPT_S)
+        return last
+
+    def _answered(self) -> None:
+        """A master is back: what was kept without one is asked for again."""
+        if self._away:
+            self._away = False
+            self._keys.clear()
 
     # -- what masters say --------------------------------------------------------------------------
 
@@ -223,12 +258,17 @@ class Gatekeeper:
         self._trust_asked_at = self._clock.monotonic()
         try:
             trust = await self._access.trust()
+        except TooLargeError as error:  # it will not get smaller by waiting
+            log.error(  # noqa: TRY400 (where it happened here tells nothing)
+                "mesh.gatekeeper.trust_too_large", ready=self._ready, error=str(error)
+            )
         except MeshError as error:  # what was told before is good until a master is back
             log.info("mesh.gatekeeper.trust_kept", ready=self._ready, error=str(error))
         else:
+            self._answered()
             if self._verifier.trust(trust.keys):
                 self._tokens.clear()
-                log.info("mesh.gatekeeper.keys_learnt", keys=[key.kid for key in trust.keys])
+                log.info("mesh.gatekeeper.keys_learnt", kids=[key.kid for key in trust.keys])
             self._revoked = frozenset(trust.revoked)
             lately = self._clock.monotonic() - _HEARD_LATELY_S
             self._heard = {token: at for token, at in self._heard.items() if at > lately}
@@ -243,17 +283,36 @@ class Gatekeeper:
         now = self._clock.monotonic()
         self._heard.update(dict.fromkeys(told.tokens, now))
         if told.subjects:
-            self._forgotten += 1
             gone = set(told.subjects)
-            self._keys.drop(lambda identity: identity.subject in gone)
+            for memory in (self._keys, self._last_good):
+                memory.drop(lambda identity: identity.subject in gone)
+            self._ask_again()
         log.info("mesh.gatekeeper.revoked", tokens=len(told.tokens), subjects=told.subjects)
 
     def _connection_changed(self, connected: bool) -> None:
-        """What was said while the broker was away was not heard."""
+        """What was said while the broker was away was not heard: every key is asked for again, and
+        counts as before only if no master answers.
+        """
         if connected:
-            self._forgotten += 1
             self._keys.clear()
+            self._ask_again()
             self._trust_again()
+
+    def _ask_again(self) -> None:
+        """Answers that are on their way may be of before."""
+        for question in self._asked.values():
+            question.overtaken = True
+
+
+class _Question:
+    """Whose key is this? Asked once for all who show it."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Identity | MeshError] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self.overtaken = False
+        """Something was revoked since a master was asked: what it says may be no longer true."""
 
 
 class _Memory(Generic[V]):
@@ -282,6 +341,9 @@ class _Memory(Generic[V]):
         self._entries.move_to_end(key)
         if len(self._entries) > self._most:
             self._entries.popitem(last=False)
+
+    def forget(self, key: bytes) -> None:
+        self._entries.pop(key, None)
 
     def drop(self, unwanted: Callable[[V], bool]) -> None:
         for key in [key for key, (value, _) in self._entries.items() if unwanted(value)]:

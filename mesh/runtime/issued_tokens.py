@@ -44,6 +44,8 @@ _SECRET_BYTES = 32
 _PRUNE_EVERY_S = 600.0
 _KEEP_EXPIRED_MS = 86_400_000
 """Expired tokens can still be listed for a day."""
+_TRUST_AT_ONCE = 10_000
+"""Ids in a message: 400 KB."""
 
 
 class IssuedTokens:
@@ -70,6 +72,19 @@ class IssuedTokens:
             "tokens": (TokensQuery, self._list),
             "trust": (TrustQuery, self._trust),
         }
+
+    async def check_unheld(self, slug: str) -> None:
+        """A node may have this name.
+
+        Raises:
+            ConflictError: Somebody who is no node has tokens of it.
+        """
+        held = await self._store.list(subject=slug, all=False, at=self._clock.unix_ms())
+        if any(not token.node for token in held):
+            raise ConflictError(
+                f"there are tokens of a {slug!r} that is no node; choose another name, "
+                f"or revoke them first: meshctl tokens revoke --subject {slug}"
+            )
 
     async def shut_out(self, node: str, *, by: str) -> None:
         """A node is not active any more: its tokens and its API key open nothing."""
@@ -142,9 +157,14 @@ class IssuedTokens:
         )
         if grant is None:
             raise ConflictError("the token was revoked while it was made")
+        try:  # whoever took the name meanwhile did not see this token, or did and gave way
+            await self._check_free(asked.subject)
+        except ConflictError:
+            await self._store.revoke(grant.id, at=self._clock.unix_ms())
+            raise
         log.info(
             "mesh.token.issued",
-            token=grant.id,
+            token_id=grant.id,
             subject=grant.subject,
             scopes=grant.scopes,
             expires_in=grant.expires_in,
@@ -186,15 +206,18 @@ class IssuedTokens:
             family=old.family,
         )
         # Asked last: whoever shuts the node out after this sees the new tokens, and revokes them.
-        if grant is not None and old.node and not await self._is_active(old.subject):
+        if grant is not None and old.node and not await self.is_active(old.subject):
             await self.shut_out(old.subject, by="master")
             grant = None
         if grant is None:
             raise _bad_refresh()
-        log.info("mesh.token.refreshed", token=grant.id, subject=old.subject, by=who(asked, caller))
+        log.info(
+            "mesh.token.refreshed", token_id=grant.id, subject=old.subject, by=who(asked, caller)
+        )
         return grant
 
-    async def _is_active(self, node: str) -> bool:
+    async def is_active(self, node: str) -> bool:
+        """As SQL has it now, whichever master wrote it."""
         found = await self._store.node(node)
         return found is not None and found.status is Status.ACTIVE
 
@@ -220,20 +243,28 @@ class IssuedTokens:
         self._revocations.tell(tokens=ids)
         log.info(
             "mesh.token.revoked",
-            token=asked.id,
+            token_id=asked.id,
             subject=asked.subject,
             revoked=revoked,
             by=who(asked, caller),
         )
         return TokensRevoked(revoked=revoked)
 
-    async def _trust(self, _asked: TrustQuery, _caller: str) -> Trust:
+    async def _trust(self, asked: TrustQuery, _caller: str) -> Trust:
+        """By the last id and not by a page's number: what expires between two pages shifts none."""
         revoked = await self._store.revoked(at=self._still_taken())
-        return Trust(keys=self._signer.public_keys(), revoked=revoked)
+        left = sorted(token for token in revoked if token > asked.after)
+        return Trust(
+            keys=self._signer.public_keys(),
+            revoked=left[:_TRUST_AT_ONCE],
+            more=len(left) > _TRUST_AT_ONCE,
+        )
 
     def _still_taken(self) -> int:
-        """Unix ms: what expired later is still taken somewhere, for clocks differ."""
-        return self._clock.unix_ms() - round(self._config.clock_skew_s * 1000)
+        """Unix ms: what expired later is still taken somewhere. A gateway takes it for
+        `clock_skew_s` longer by its own clock, which may be as much behind ours.
+        """
+        return self._clock.unix_ms() - round(2 * self._config.clock_skew_s * 1000)
 
 
 def secret(prefix: str) -> str:

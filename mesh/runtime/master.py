@@ -79,6 +79,7 @@ class Master:
             health,
             incarnation=incarnation,
             on_change=self._publisher.changed,
+            check_name=self._check_name,
         )
         self._history_index = HistoryIndex(bus, history, registry, clock, self._background)
         self._responder = Responder(
@@ -154,6 +155,9 @@ class Master:
 
     def _routes(self) -> tuple[Sequence[RouteNode], bool]:
         return self.membership.view.routes(), self.membership.blind
+
+    async def _check_name(self, slug: str) -> None:
+        await self._authority.issued.check_unheld(slug)
 
     def _connection_changed(self, connected: bool) -> None:
         if connected:

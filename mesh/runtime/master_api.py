@@ -14,6 +14,7 @@ from mesh.errors import BadRequestError, DeadlineExceededError, MeshError, NotFo
 from mesh.ports import Clock, History, Message, Registry
 from mesh.runtime.authority import Authority
 from mesh.runtime.history_index import HistoryIndex
+from mesh.runtime.issued_tokens import who
 from mesh.runtime.membership import Membership
 from mesh.runtime.route_publisher import RoutePublisher
 from mesh.runtime.serving import Responder
@@ -148,7 +149,7 @@ class MasterApi:
     # -- changing ----------------------------------------------------------------------------------
 
     async def _register(self, request: NodeRegister, caller: str) -> NodeRegistered:
-        record, api_key = await self._authority.admit(request, by=caller)
+        record, api_key = await self._authority.admit(request, by=who(request, caller))
         return NodeRegistered(node=record, api_key=api_key)
 
     async def _update(self, request: NodeChange, caller: str) -> NodeRecord:
@@ -156,8 +157,8 @@ class MasterApi:
         record = await self._registry.update(slug, request.change)
         changed = self._membership.change(record)
         if request.change.status is not None and record.status is not Status.ACTIVE:
-            await self._authority.issued.shut_out(slug, by=caller)
-        log.info("mesh.node.updated", node=slug, by=caller)
+            await self._authority.issued.shut_out(slug, by=who(request, caller))
+        log.info("mesh.node.updated", node=slug, by=who(request, caller))
         return changed
 
     async def _remove(self, request: NodeName, caller: str) -> NodeRecord:
@@ -165,7 +166,7 @@ class MasterApi:
         # It may be gone from the database: by another master, or a try that got only so far.
         with contextlib.suppress(NotFoundError):
             await self._registry.remove(record.slug, incarnation=record.incarnation)
-        await self._authority.issued.shut_out(record.slug, by=caller)
+        await self._authority.issued.shut_out(record.slug, by=who(request, caller))
         self._membership.remove(record)
-        log.info("mesh.node.removed", node=record.slug, by=caller)
+        log.info("mesh.node.removed", node=record.slug, by=who(request, caller))
         return record

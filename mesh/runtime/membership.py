@@ -6,7 +6,7 @@ and saves to SQL what nodes tell of themselves, so that it is still known when t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 from uuid_utils import uuid7
@@ -33,7 +33,7 @@ _MOST_INCARNATION = 2**53
 
 
 class Membership:
-    """All nodes of one master. `on_change` is called when callers may have to route otherwise."""
+    """All nodes of one master."""
 
     def __init__(
         self,
@@ -45,7 +45,18 @@ class Membership:
         *,
         incarnation: int,
         on_change: Callable[[], None],
+        check_name: Callable[[str], Awaitable[None]],
     ) -> None:
+        """Args:
+        bus: Where nodes are heard.
+        registry: Open.
+        clock: Time.
+        background: Its owner ends it.
+        health: When a node counts as what.
+        incarnation: Of this master, unix ms.
+        on_change: Callers may have to route otherwise.
+        check_name: Raises ConflictError where a node that enrols itself may not have its name.
+        """
         self._bus = bus
         self._registry = registry
         self._clock = clock
@@ -53,6 +64,7 @@ class Membership:
         self._health = health
         self._incarnation = incarnation
         self._on_change = on_change
+        self._check_name = check_name
         self._detector = FailureDetector(health)
         self._prober = Prober(
             bus, clock, background, timeout_s=health.probe_timeout_s, report=self._probed
@@ -280,7 +292,13 @@ class Membership:
         """Register a node that the broker has let in and that says who it is."""
         try:
             record = _record_of(beat, self._clock.unix_ms())
+            await self._check_name(record.slug)
             if await self._registry.enrol(record):
+                try:  # whoever took the name meanwhile did not see the node, or did and gave way
+                    await self._check_name(record.slug)
+                except MeshError:
+                    await self._registry.remove(record.slug, incarnation=0)  # it may try again
+                    raise
                 log.info("mesh.node.enrolled", node=record.slug)
             else:  # another master was faster
                 known = {node.slug: node for node in await self._registry.nodes()}

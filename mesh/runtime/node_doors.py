@@ -33,7 +33,10 @@ from mesh.wire.messages import (
 log = structlog.get_logger()
 
 _TRUSTED = frozenset({"gateway", "master", "bridge"})
-"""Whom a caller speaks for is believed of those the broker knows as our own processes."""
+"""Whom a caller speaks for is believed of our own processes alone. Which caller it is, the subject
+says, and the broker does not yet hold a login to its name: this keeps honest callers apart, it does
+not stop one with a broker login that calls itself `gateway`.
+"""
 
 
 class Doors:
@@ -209,6 +212,8 @@ class _Metered:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            return  # neither a success nor a failure, and its time says nothing
         took_ms = (self._clock.monotonic() - self._began) * 1000
         failed = isinstance(error, Exception) and getattr(error, "code", 500) >= 500  # noqa: PLR2004
         for meter in self._meters:

@@ -32,7 +32,8 @@ _HISTORY_TIMEOUT_S = 10.0
 
 class RegistryApi:
     """The registry's part of `MeshClient`. Every method raises UnavailableError or
-    DeadlineExceededError where no master answers.
+    DeadlineExceededError where no master answers. `on_behalf`: whom the caller speaks for, as the
+    masters' logs name them.
     """
 
     def __init__(self, caller: Caller) -> None:
@@ -55,32 +56,36 @@ class RegistryApi:
             "nodes", NodesQuery(node=node, status=status, type=type), NodeList
         )
 
-    async def register_node(self, node: NodeRegister) -> NodeRegistered:
+    async def register_node(self, node: NodeRegister, *, on_behalf: str = "") -> NodeRegistered:
         """Register a node; its API key is in the answer, this once.
 
         Raises:
             ConflictError: The name is taken.
             InvalidError: A value that cannot be.
         """
+        node = msgspec.structs.replace(node, on_behalf=on_behalf or node.on_behalf)
         checked = codec.convert(msgspec.to_builtins(node), NodeRegister)
         return await self._master("register", checked, NodeRegistered)
 
-    async def update_node(self, node: str, change: NodeUpdate) -> NodeRecord:
+    async def update_node(
+        self, node: str, change: NodeUpdate, *, on_behalf: str = ""
+    ) -> NodeRecord:
         """Change a registered node.
 
         Raises:
             NotFoundError, InvalidError
         """
         checked = codec.convert(msgspec.to_builtins(change), NodeUpdate)
-        return await self._master("update", NodeChange(node=node, change=checked), NodeRecord)
+        request = NodeChange(node=node, change=checked, on_behalf=on_behalf)
+        return await self._master("update", request, NodeRecord)
 
-    async def remove_node(self, node: str) -> NodeRecord:
+    async def remove_node(self, node: str, *, on_behalf: str = "") -> NodeRecord:
         """Take a node out of the registry.
 
         Raises:
             NotFoundError
         """
-        return await self._master("remove", NodeName(node=node), NodeRecord)
+        return await self._master("remove", NodeName(node=node, on_behalf=on_behalf), NodeRecord)
 
     async def probe_node(self, node: str) -> NodeRecord:
         """Have the master ping the node now and say what it thinks of it.
@@ -98,6 +103,7 @@ class RegistryApi:
         self,
         *,
         action_id: str = "",
+        id_prefix: str = "",
         node: str = "",
         action: str = "",
         caller: str = "",
@@ -109,6 +115,7 @@ class RegistryApi:
         """The action history, newest first; empty arguments match all, `since` is unix ms."""
         query = {
             "action_id": action_id,
+            "id_prefix": id_prefix,
             "node": node,
             "action": action,
             "caller": caller,

@@ -6,22 +6,27 @@ from collections.abc import Sequence
 
 import structlog
 
-from mesh.errors import MeshError
-from mesh.ports import Bus
+from mesh.errors import DisconnectedError, MeshError
+from mesh.ports import Bus, Clock
+from mesh.runtime.background import Background
 from mesh.wire import codec, subjects
 from mesh.wire.messages import Revoked
 
 log = structlog.get_logger()
 
 _TOLD_AT_ONCE = 1000
+_RETRY_S = 0.1
 
 
 class Revocations:
-    """Tells all of it, in messages that fit; what the broker cannot take goes when it is back."""
+    """Tells all of it, in messages that fit; what the broker cannot take goes as soon as it can."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, clock: Clock, background: Background) -> None:
         self._bus = bus
+        self._clock = clock
+        self._background = background
         self._untold: list[Revoked] = []
+        self._retrying = False
 
     def start(self) -> None:
         """From now on a broker that comes back hears what it missed."""
@@ -37,12 +42,29 @@ class Revocations:
         self._tell_the_rest()
 
     def _tell_the_rest(self) -> None:
+        try:
+            self._publish_untold()
+        except MeshError as error:
+            log.warning("mesh.revocation.delayed", left=len(self._untold), error=str(error))
+            # The broker's return is heard of; that it is no longer congested is not.
+            if not isinstance(error, DisconnectedError) and not self._retrying:
+                self._retrying = True
+                self._background.spawn("tell-revocations", self._retry())
+
+    async def _retry(self) -> None:
+        try:
+            while self._untold:
+                await self._clock.sleep(_RETRY_S)
+                try:
+                    self._publish_untold()
+                except MeshError as error:
+                    log.debug("mesh.revocation.delayed", left=len(self._untold), error=str(error))
+        finally:
+            self._retrying = False
+
+    def _publish_untold(self) -> None:
         while self._untold:
-            try:
-                self._bus.publish(subjects.REVOKED, codec.encode(self._untold[0]))
-            except MeshError as error:
-                log.warning("mesh.revocation.delayed", left=len(self._untold), error=str(error))
-                return
+            self._bus.publish(subjects.REVOKED, codec.encode(self._untold[0]))
             self._untold.pop(0)
 
     def _connection_changed(self, connected: bool) -> None:

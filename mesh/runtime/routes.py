@@ -8,7 +8,7 @@ import structlog
 
 from mesh.core.route_table import NeedSnapshot, RouteFollower, RouteTable
 from mesh.errors import MeshError
-from mesh.ports import Bus, Message
+from mesh.ports import Bus, Clock, Message
 from mesh.runtime.caller import Caller
 from mesh.runtime.discovery import route_of
 from mesh.wire import codec, subjects
@@ -19,16 +19,20 @@ log = structlog.get_logger()
 _TIMEOUT_S = 2.0
 _DISCOVERY_S = 0.5
 _PAGES_TRIES = 3
+_LEARN_EVERY_S = 1.0
 
 
 class Routes:
     """The table of one connection; `start` it, and `stop` it before the bus is closed."""
 
-    def __init__(self, bus: Bus, caller: Caller) -> None:
+    def __init__(self, bus: Bus, caller: Caller, clock: Clock) -> None:
         self._bus = bus
+        self._clock = clock
         self._caller = caller
         self.follower = RouteFollower()
         self._refreshing: asyncio.Task[None] | None = None
+        self._learnt_at = float("-inf")
+        self._stopped = False
 
     @property
     def table(self) -> RouteTable:
@@ -42,7 +46,8 @@ class Routes:
         await self.refresh()
 
     async def stop(self) -> None:
-        """End a refresh that still runs."""
+        """End a refresh that still runs, and begin none any more."""
+        self._stopped = True
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
@@ -56,6 +61,19 @@ class Routes:
             if not self.table.epoch:  # else the last table is good until a master is back
                 await self._discover()
 
+    async def learn(self, within_s: float) -> None:
+        """A name is not in the table: fetch the newest, if there is time. Many unknown names at
+        once make one refresh, and one a second: who makes names up gets no master to work.
+        """
+        if self._refreshing is None or self._refreshing.done():
+            now = self._clock.monotonic()
+            if now - self._learnt_at < _LEARN_EVERY_S:
+                return
+            self._learnt_at = now
+            self._refresh_soon()
+        if self._refreshing is not None and within_s > 0:
+            await asyncio.wait({self._refreshing}, timeout=within_s)
+
     def _on_routes(self, message: Message) -> None:
         if isinstance(self.follower.apply(codec.decode(message.data, RouteUpdate)), NeedSnapshot):
             self._refresh_soon()
@@ -65,7 +83,7 @@ class Routes:
             self._refresh_soon()
 
     def _refresh_soon(self) -> None:
-        if self._refreshing is None or self._refreshing.done():
+        if not self._stopped and (self._refreshing is None or self._refreshing.done()):
             self._refreshing = asyncio.create_task(self._refresh_unwatched())
 
     async def _refresh_unwatched(self) -> None:

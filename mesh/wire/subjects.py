@@ -11,7 +11,7 @@ import re
 from mesh.errors import InvalidError
 
 PREFIX = "mesh.v1"
-RESERVED = frozenset({"srv", "js", "master", "gateway"})
+RESERVED = frozenset({"srv", "js", "master", "gateway", "bridge"})
 """Names no node, application or operator may take."""
 
 NODE_VERBS = ("search", "fetch", "ping", "cancel")

@@ -15,10 +15,12 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
-from live_mesh import LiveMesh, clean_environment
+from live_mesh import LiveMesh, agent, clean_environment
 
 PEERS = Path(__file__).with_name("peers")
+SETTINGS = {"MESH_RATE_LIMIT__ENABLED": "false", "MESH_GATEWAY__REUSE_PORT": "true"}
 BODY = b'{"query":"hello world this is a query","limit":10}'
 
 
@@ -47,7 +49,7 @@ class GatewayWorld:
 
 @contextlib.contextmanager
 def gateway_world(folder: Path) -> Iterator[GatewayWorld]:
-    live = LiveMesh(folder, MESH_RATE_LIMIT__ENABLED="false")
+    live = LiveMesh(folder, **SETTINGS)
     node = None
     try:
         live.start()
@@ -82,6 +84,24 @@ def _until_found(world: GatewayWorld) -> None:
                 return
         assert time.monotonic() < until, "the instant node was not found"
         time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def second_gateway(world: GatewayWorld) -> Iterator[None]:
+    """Another gateway process on the same port: one per core of the machine."""
+    port = urlsplit(world.url).port
+    argv = agent("gateway", "--state-dir", world.live.state, "--port", port)
+    with (world.live.folder / "second-gateway.log").open("wb") as log:
+        running = subprocess.Popen(argv, env=clean_environment(**SETTINGS), stderr=log, stdout=log)
+    try:
+        until = time.monotonic() + 60
+        while b"mesh.gateway.started" not in Path(log.name).read_bytes():
+            assert time.monotonic() < until, Path(log.name).read_text()
+            time.sleep(0.1)
+        yield
+    finally:
+        running.terminate()
+        running.wait(timeout=30)
 
 
 @contextlib.contextmanager

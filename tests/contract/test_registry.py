@@ -241,6 +241,15 @@ async def test_an_id_on_two_nodes_is_two_rows(registry):
     assert (sorted(row.node for row in found), total) == (["a", "b"], 2)
 
 
+async def test_ids_that_begin_alike_are_found_together_and_no_pattern_counts(registry):
+    ids = ["a%.x", "a%.y", "A%.x", "a%", "ab.x", "a%/x", "a%-x"]
+    rows = [(n, record(one, ActionState.ACCEPTED)) for n, one in enumerate(ids)]
+    await registry.index_history(rows, cursor=9)
+    found, total = await registry.history(HistoryQuery(id_prefix="a%."))
+    assert (sorted(row.id for row in found), total) == (["a%.x", "a%.y"], 2)
+    assert (await registry.history(HistoryQuery(id_prefix="a_.")))[1] == 0
+
+
 @pytest.fixture
 async def filled(registry):
     rows = [

@@ -183,7 +183,8 @@ async def test_both_tokens_are_remembered_or_neither(store, request):
 @pytest.mark.parametrize(
     ("token_id", "count", "gone", "left"),
     [
-        ("a1", 1, ["a1"], ["a2", "j", "other", "r2"]),
+        ("a1", 3, ["a1", "a2"], ["j", "other"]),
+        ("other", 1, ["other"], ["a1", "a2", "j", "r2"]),
         ("r2", 3, ["a1", "a2"], ["j", "other"]),
         ("r1", 3, ["a1", "a2"], ["j", "other"]),
         ("j", 1, [], ["a1", "a2", "other", "r2"]),

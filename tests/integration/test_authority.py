@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 from fakes import MemoryBroker, MemoryHistory
@@ -16,6 +17,7 @@ from fakes import MemoryBroker, MemoryHistory
 from mesh import bootstrap
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.jwt import JwtSigner, JwtVerifier
+from mesh.adapters.logs import redact
 from mesh.adapters.sql.registry import SqlRegistry
 from mesh.adapters.state import write_json
 from mesh.config import HealthConfig, MasterConfig, MeshConfig, NatsConfig, SecurityConfig
@@ -24,18 +26,22 @@ from mesh.errors import (
     InvalidError,
     MeshError,
     NotFoundError,
+    OverloadedError,
     UnauthorizedError,
     UnavailableError,
 )
-from mesh.runtime import revocations
+from mesh.ports import AccessTokenRecord
+from mesh.runtime import issued_tokens, revocations
 from mesh.runtime.access_api import AccessApi
 from mesh.runtime.caller import Caller
 from mesh.runtime.gatekeeper import Gatekeeper
 from mesh.runtime.master import Master
+from mesh.runtime.registry_api import RegistryApi
 from mesh.types import Status
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
     Grant,
+    Heartbeat,
     Identity,
     NodeChange,
     NodeJoined,
@@ -45,6 +51,8 @@ from mesh.wire.messages import (
     NodeRegistered,
     NodeUpdate,
     Revoked,
+    Trust,
+    TrustQuery,
 )
 
 SECURITY = SecurityConfig(access_token_s=600, refresh_token_s=3600)
@@ -173,7 +181,7 @@ async def test_an_issued_token_opens_the_door_for_whom_it_names(office):
     await office.refused(grant.access_token)
 
 
-@pytest.mark.parametrize("subject", ["crm", "master", "gateway", "JS"])
+@pytest.mark.parametrize("subject", ["crm", "master", "gateway", "bridge", "JS"])
 async def test_a_name_of_a_node_or_a_reserved_one_gets_no_token(office, subject):
     await office.register("crm")
     with pytest.raises(ConflictError, match=subject):
@@ -309,6 +317,46 @@ async def test_many_are_told_in_messages_that_fit(office, monkeypatch):
     assert told == {grant.id for grant in grants}
 
 
+async def test_a_list_that_no_message_holds_comes_in_several(office, monkeypatch):
+    grants = [await office.access.issue("app", ["search"]) for _ in range(7)]
+    await office.access.revoke(subject="app")
+    whole = (await office.access.trust()).revoked
+    assert whole == sorted(grant.id for grant in grants)
+    monkeypatch.setattr(issued_tokens, "_TRUST_AT_ONCE", 3)
+    trust = await office.access.trust()
+    assert trust.revoked == whole
+    assert trust.keys
+    asked = await office.ask("trust", TrustQuery(after=whole[4]), Trust)
+    assert (asked.revoked, asked.more) == (whole[5:], False)
+
+
+async def test_a_token_is_told_of_for_as_long_as_clocks_may_differ(office):
+    grant = await office.access.issue("app", ["search"], ttl_s=60)
+    await office.access.revoke(grant.id)
+    office.clock.ahead_s = 60 + 8  # a gateway 4 s behind takes it until 65 s by its own clock
+    assert (await office.access.trust()).revoked == [grant.id]
+    office.clock.ahead_s = 60 + 11
+    assert (await office.access.trust()).revoked == []
+
+
+async def test_what_a_congested_broker_did_not_take_is_told_soon(office, monkeypatch):
+    publish, refusals = office.bus.publish, iter(range(3))
+
+    def congested(subject: str, payload: bytes) -> None:
+        if subject == subjects.REVOKED and next(refusals, None) is not None:
+            raise OverloadedError("the connection to the broker is congested")
+        publish(subject, payload)
+
+    monkeypatch.setattr(office.bus, "publish", congested)
+    office.master._authority._revocations.tell(tokens=["t1"])
+    office.master._authority._revocations.tell(tokens=["t2"])
+    async with asyncio.timeout(5):
+        while len(office.told) < 2:
+            await asyncio.sleep(0.01)
+    assert [told.tokens for told in office.told] == [["t1"], ["t2"]]
+    assert next(refusals, None) is None
+
+
 async def test_what_the_broker_missed_is_told_when_it_is_back(office):
     grant = await office.access.issue("app", ["search"])
     await office.good(grant.access_token)
@@ -347,15 +395,18 @@ async def test_an_api_key_says_which_node_it_is(office):
     assert office.gatekeeper.known(made.api_key) == expected
 
 
-async def test_a_rotated_key_replaces_the_old_one_and_leaves_tokens_alone(office):
+async def test_a_rotated_key_replaces_the_old_one_and_ends_the_tokens(office):
+    """Whoever had the old key has what it gave as well."""
     joined = await office.joined("crm")
     assert await office.good(joined.api_key)
+    assert await office.good(joined.grant.access_token)
     rotated = await office.access.rotate_key("crm")
     await office.refused(joined.api_key)
     assert (await office.good(rotated.api_key)).subject == "crm"
     assert rotated.node.id == joined.node.id
-    assert await office.good(joined.grant.access_token)
-    assert await office.access.refresh(joined.grant.refresh_token)
+    await office.refused(joined.grant.access_token)
+    await office.refresh_refused(joined.grant.refresh_token)
+    assert office.told == [Revoked(tokens=[joined.grant.id], subjects=["crm"])]
     with pytest.raises(NotFoundError):
         await office.access.rotate_key("nobody")
 
@@ -390,6 +441,26 @@ async def test_other_changes_shut_nobody_out(office):
     await office.ask("update", change, NodeRecord)
     assert await office.good(joined.grant.access_token)
     assert office.told == []
+
+
+async def test_whom_a_caller_speaks_for_is_in_the_log(office):
+    with structlog.testing.capture_logs() as logged:
+        mesh = RegistryApi(office.operator)
+        access = office.access
+        await mesh.register_node(NodeRegister(name="crm"), on_behalf="ann")
+        await mesh.update_node("crm", NodeUpdate(status=Status.INACTIVE), on_behalf="ann")
+        await access.rotate_key("crm", on_behalf="ann")
+        await mesh.remove_node("crm", on_behalf="ann")
+        grant = await access.issue("app", ["search"], refresh=True, on_behalf="ann")
+        fresh = await access.refresh(grant.refresh_token, on_behalf="ann")
+        await access.revoke(fresh.id, on_behalf="ann")
+        made = await access.create_join_token(on_behalf="ann")
+        await access.join(made.join_token, NodeRegister(name="shop"), on_behalf="ann")
+    told = {entry["event"]: entry["by"] for entry in logged if "by" in entry}
+    assert told == dict.fromkeys(told, "ops for ann") | {
+        "mesh.node.registered": f"join:{made.id}"  # the last one: by its join token
+    }
+    assert len(told) == 10
 
 
 async def test_a_removed_node_is_shut_out_and_its_name_starts_afresh(office):
@@ -465,6 +536,95 @@ async def test_a_node_that_is_removed_while_it_joins_gets_nothing(office, monkey
     assert (await office.access.tokens()).tokens == []
 
 
+async def test_a_node_that_is_shut_out_while_it_joins_gets_nothing(office, monkeypatch):
+    add = office.registry.tokens.add
+
+    async def rest_first(*tokens: object) -> bool:
+        await office.registry.update("shop", NodeUpdate(status=Status.INACTIVE))  # another master
+        return await add(*tokens)
+
+    monkeypatch.setattr(office.registry.tokens, "add", rest_first)
+    with pytest.raises(ConflictError, match="not active any more"):
+        await office.joined()
+    assert (await office.access.tokens()).tokens == []
+
+
+@pytest.mark.parametrize("fails", ["add", "node"])
+async def test_a_join_that_the_database_broke_leaves_nothing_behind(office, monkeypatch, fails):
+    made = await office.access.create_join_token(uses=1)
+
+    async def fail(*_args: object) -> None:
+        raise UnavailableError("the database is not available")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(office.registry.tokens, fails, fail)
+        with pytest.raises(UnavailableError):
+            await office.access.join(made.join_token, NodeRegister(name="shop"))
+    assert await office.registry.nodes() == []
+    assert [token.kind for token in (await office.access.tokens()).tokens] == ["join"]
+    joined = await office.access.join(made.join_token, NodeRegister(name="shop"))
+    assert await office.good(joined.api_key)
+
+
+async def test_a_name_is_never_both_a_node_and_somebody_with_tokens(office, monkeypatch):
+    """Whichever is written last sees the other, and gives way."""
+    store, registry = office.registry.tokens, office.registry
+    register, add = registry.register, store.add
+
+    async def issued_first(record, **options):
+        await register(record, **options)
+        await add(AccessTokenRecord("a", record.slug, False, ("search",), "", 0, 2**52))
+
+    async def registered_first(access, refresh=None):
+        await register(NodeRecord(id="1", slug=access.subject, name="x"), api_key_hash="k")
+        return await add(access, refresh)
+
+    with monkeypatch.context() as racing:
+        racing.setattr(registry, "register", issued_first)
+        with pytest.raises(ConflictError, match="there are tokens"):
+            await office.register("app")
+    assert await registry.nodes() == []
+    with monkeypatch.context() as racing:
+        racing.setattr(store, "add", registered_first)
+        with pytest.raises(ConflictError, match="there is a node"):
+            await office.access.issue("web", ["search"])
+    assert (await office.access.tokens(subject="web")).tokens == []
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_node_does_not_enrol_itself_under_the_name_of_somebody_with_tokens(
+    office, monkeypatch, when
+):
+    enrol, registry = office.registry.enrol, office.registry
+    token = AccessTokenRecord("a", "app", False, ("search",), "", 0, 2**52)
+    asked = asyncio.Event()
+
+    async def issued_first(record):
+        enrolled = await enrol(record)
+        if not asked.is_set():
+            await registry.tokens.add(token)
+        asked.set()
+        return enrolled
+
+    if when == "before":
+        await registry.tokens.add(token)
+    else:
+        monkeypatch.setattr(registry, "enrol", issued_first)
+    beat = Heartbeat(node="app", name="app", incarnation=5, sequence=1)
+    bus = office.broker.bus("app")
+    with structlog.testing.capture_logs() as logged:
+        bus.publish(subjects.heartbeat("app"), codec.encode(beat))
+        async with asyncio.timeout(5):
+            while "mesh.node.enrolment_failed" not in [entry["event"] for entry in logged]:
+                await asyncio.sleep(0.01)
+    assert await registry.nodes() == []
+    await office.access.revoke("a")
+    bus.publish(subjects.heartbeat("app"), codec.encode(beat))
+    async with asyncio.timeout(5):
+        while not await registry.nodes():
+            await asyncio.sleep(0.01)
+
+
 async def test_ten_nodes_race_for_one_join_token(office):
     made = await office.access.create_join_token(uses=1)
     answers = await asyncio.gather(
@@ -508,11 +668,13 @@ async def test_no_secret_is_kept_logged_or_told(office):
     with structlog.testing.capture_logs() as logged:
         joined = await office.joined(description="for the shop")
         made = await office.access.create_join_token()
-        rotated = await office.access.rotate_key("shop")
+        issued = await office.access.issue("app", ["search"])
+        await office.access.revoke(issued.id)
         second = await office.access.refresh(joined.grant.refresh_token)
-        await office.good(rotated.api_key)
         await office.good(second.access_token)
         await office.refresh_refused(joined.grant.refresh_token)
+        rotated = await office.access.rotate_key("shop")
+        await office.good(rotated.api_key)
         await office.refused(joined.api_key, second.access_token)
     secrets = [joined.api_key, rotated.api_key, made.join_token]
     for grant in (joined.grant, second):
@@ -526,10 +688,17 @@ async def test_no_secret_is_kept_logged_or_told(office):
         assert secret.encode() not in stored
         assert secret not in str(logged)
         assert secret not in str(office.told)
+        assert secret not in repr([joined, made, rotated, second, issued])
+    assert all(
+        secret in str(msgspec.to_builtins([joined, made, rotated])) for secret in secrets[:3]
+    )
+    assert "…" not in str([redact(None, "", dict(entry)) for entry in logged]), "ids are no secrets"
     events = {entry["event"]: entry for entry in logged}
     for event in ("node.joined", "node.key_rotated", "token.refreshed", "join_token.created"):
         assert events[f"mesh.{event}"]["by"] == "ops"
     assert events["mesh.token.reused"]["log_level"] == "warning"
+    assert events["mesh.token.revoked"]["token_id"] == issued.id
+    assert events["mesh.token.issued"]["token_id"] == issued.id
 
 
 # -- everything real -------------------------------------------------------------------------------
@@ -568,9 +737,9 @@ async def test_a_live_gateway_refuses_within_a_second_what_a_live_master_revokes
                 assert (await gatekeeper.identify(bearer)).subject == "shop"
             rotated = await client.access.rotate_key("shop")
             await refused_within_a_second(gatekeeper, joined.api_key)
+            await refused_within_a_second(gatekeeper, joined.grant.access_token)
             assert await gatekeeper.identify(rotated.api_key)
             await client.remove_node("shop")
-            await refused_within_a_second(gatekeeper, joined.grant.access_token)
             await refused_within_a_second(gatekeeper, rotated.api_key)
             kept = await client.access.issue("app", ["search"])
         assert (await gatekeeper.identify(kept.access_token)).subject == "app", "without a master"

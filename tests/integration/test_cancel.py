@@ -33,7 +33,7 @@ from mesh.wire.messages import (
 )
 
 SOON_S = 10.0
-AT_ONCE_S = 0.2
+AT_ONCE_S = 1.0
 PATIENT = SearchOptions(timeout_ms=60_000, collections=["slow"])
 QUICK = SearchOptions(collections=["quick"])
 

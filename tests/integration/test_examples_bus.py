@@ -26,7 +26,7 @@ def live(tmp_path_factory):
     mesh = LiveMesh(tmp_path_factory.mktemp("examples"))
     try:
         mesh.start()
-        mesh.add("crm", "--app", "examples.crm:node", CRM_DATABASE=str(mesh.folder / "crm.db"))
+        mesh.add("crm-app", "--app", "examples.crm:node", CRM_DATABASE=str(mesh.folder / "crm.db"))
         mesh.add("notes")
         asyncio.run(ready(mesh))
         yield mesh
@@ -36,7 +36,7 @@ def live(tmp_path_factory):
 
 async def ready(mesh):
     async with asyncio.timeout(START_S), mesh.connect() as client:
-        for slug in ("crm", "notes"):
+        for slug in ("crm-app", "notes"):
             while await health_of(client, slug) != "healthy":
                 await asyncio.sleep(0.1)
 
@@ -109,16 +109,16 @@ async def test_refunds_that_cannot_be(live, params, error):
 
 async def test_database_knows_an_action_that_the_node_forgot(live):
     """The node's memory of outcomes is lost with its folder; the refund's is in the database."""
-    node = live.nodes["crm"]
+    node = live.nodes["crm-app"]
     refund = {"order": "A-1005", "cents": 7}
     async with live.connect() as client:
         first = await client.run_action("refund", refund, id="refund-1005")
         await client.run_action("refund", refund, id="refund-1005-more")
-        (record,) = (await client.nodes(node="crm")).nodes
+        (record,) = (await client.nodes(node="crm-app")).nodes
         assert node.end(signal.SIGTERM) == 0
-        shutil.rmtree(live.state / "nodes" / "crm")
+        shutil.rmtree(live.state / "nodes" / "crm-app")
         node.start()
-        await until_reborn(client, "crm", after=record.incarnation)
+        await until_reborn(client, "crm-app", after=record.incarnation)
         again = await client.run_action("refund", refund, id="refund-1005")
         assert again.result == first.result
         with pytest.raises(ActionFailedError, match="another amount"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -34,6 +36,7 @@ def load_client():
 
 
 example = load_client()
+KEYWORDS = dict(example.MeshHttp.__init__.__kwdefaults__)
 
 
 class Counting(example.MeshHttp):
@@ -60,7 +63,7 @@ def live(tmp_path_factory):
     )
     try:
         mesh.start()
-        mesh.add("crm", "--app", "examples.crm:node", CRM_DATABASE=str(mesh.folder / "crm.db"))
+        mesh.add("crm-app", "--app", "examples.crm:node", CRM_DATABASE=str(mesh.folder / "crm.db"))
         asyncio.run(ready(mesh))
         yield mesh
     finally:
@@ -69,7 +72,7 @@ def live(tmp_path_factory):
 
 async def ready(mesh):
     async with asyncio.timeout(START_S), mesh.connect() as client:
-        while await health_of(client, "crm") != "healthy":
+        while await health_of(client, "crm-app") != "healthy":
             await asyncio.sleep(0.1)
 
 
@@ -133,11 +136,20 @@ NODEJS = [NODE, CLIENTS / "client.mjs"]
 def refund_of(order, key):
     """The same refund in each client's own words."""
     params = {"order": order, "cents": 100}
-    body = {"action": "refund", "node": "crm", "params": params, "idempotency_key": key}
+    body = {"action": "refund", "node": "crm-app", "params": params, "idempotency_key": key}
     return {
         "curl": [*CURL, "action", json.dumps(body)],
-        "python": [*PYTHON, "action", "refund", json.dumps(params), "--node", "crm", "--key", key],
-        "nodejs": [*NODEJS, "action", "crm", "refund", json.dumps(params), key],
+        "python": [
+            *PYTHON,
+            "action",
+            "refund",
+            json.dumps(params),
+            "--node",
+            "crm-app",
+            "--key",
+            key,
+        ],
+        "nodejs": [*NODEJS, "action", "crm-app", "refund", json.dumps(params), key],
     }
 
 
@@ -148,9 +160,9 @@ SEARCH = {
 }
 HEALTH = {"curl": [*CURL, "health"], "python": [*PYTHON, "health"], "nodejs": [*NODEJS, "health"]}
 HISTORY = {
-    "curl": [*CURL, "history", "node=crm&limit=50"],
-    "python": [*PYTHON, "history", "--node", "crm"],
-    "nodejs": [*NODEJS, "history", "crm"],
+    "curl": [*CURL, "history", "node=crm-app&limit=50"],
+    "python": [*PYTHON, "history", "--node", "crm-app"],
+    "nodejs": [*NODEJS, "history", "crm-app"],
 }
 ORDERS = {"curl": "A-1010", "python": "A-1011", "nodejs": "A-1012"}
 
@@ -191,7 +203,7 @@ def test_refusals_are_told(live, client):
 def test_token_of_the_shell_client_is_on_no_command_line(live):
     """While curl waits for an answer, anybody may look at what it was started with."""
     grant = issued(live)
-    node = live.nodes["crm"]
+    node = live.nodes["crm-app"]
     os.kill(node.pid, signal.SIGSTOP)
     environment = clean_environment(MESH_HTTP_URL=url_of(live), MESH_TOKEN=grant["access_token"])
     body = json.dumps({"query": "slow", "options": {"timeout_ms": 1500}})
@@ -215,9 +227,12 @@ def test_token_of_the_shell_client_is_on_no_command_line(live):
 
 
 def command_lines(parent):
-    """Of a process and all below it."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    own = Path(f"/proc/{parent}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    """Of a process and all below it; none of one that has ended meanwhile."""
+    try:
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        own = Path(f"/proc/{parent}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
     return [own, *(line for child in children for line in command_lines(int(child)))]
 
 
@@ -253,18 +268,18 @@ def test_python_renews_an_expired_token_once(live):
 
 def test_python_gives_up_on_a_node_that_stays_away(live):
     client = Counting(url_of(live), issued(live)["access_token"])
-    node = live.nodes["crm"]
+    node = live.nodes["crm-app"]
 
     async def incarnation():
         async with live.connect() as asking:
-            (record,) = (await asking.nodes(node="crm")).nodes
+            (record,) = (await asking.nodes(node="crm-app")).nodes
             return record.incarnation
 
     before = asyncio.run(incarnation())
     node.end(signal.SIGKILL)
     try:
         with pytest.raises(example.MeshHttpError) as caught:
-            client.action("customer", {"id": "C-1"}, node="crm")
+            client.action("customer", {"id": "C-1"}, node="crm-app")
     finally:
         node.start()
     assert caught.value.status == 503
@@ -272,10 +287,10 @@ def test_python_gives_up_on_a_node_that_stays_away(live):
 
     async def back():
         async with live.connect() as asking:
-            await until_reborn(asking, "crm", after=before)
+            await until_reborn(asking, "crm-app", after=before)
 
     asyncio.run(back())
-    assert client.action("customer", {"id": "C-1"}, node="crm")["result"]["id"] == "C-1"
+    assert client.action("customer", {"id": "C-1"}, node="crm-app")["result"]["id"] == "C-1"
 
 
 NODEJS_COUNTING = """
@@ -356,3 +371,65 @@ def test_join_use_refresh_and_no_second_use(live, tmp_path):
     # Who came first cannot be told: the family of tokens is over.
     with pytest.raises(example.MeshHttpError, match="401 Invalid refresh token"):
         example.MeshHttp(url_of(live), refresh_token=renewed["refresh_token"]).refresh()
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Its page while the gateway behind it is away; slow on one path."""
+
+    def do_GET(self):
+        if "limit" in self.path:
+            time.sleep(1)
+        page = b"<html>Bad gateway</html>"
+        self.send_response(502)
+        self.send_header("Retry-After", "Wed, 21 Oct 2026 07:28:00 GMT")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def proxy():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("client", ["python", "nodejs"])
+def test_a_page_of_a_proxy_is_told_as_a_refusal(proxy, client):
+    done = subprocess.run(
+        [*map(str, HEALTH[client])],
+        env=clean_environment(MESH_HTTP_URL=proxy),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 502"), done.stderr
+
+
+def test_an_answer_that_does_not_come_is_a_timeout(proxy, monkeypatch):
+    monkeypatch.setenv("MESH_HTTP_URL", proxy)
+    monkeypatch.setattr(sys, "argv", ["client.py", "health"])
+    monkeypatch.setattr(example.MeshHttp, "health", lambda self: self.history(limit=1))
+    monkeypatch.setattr(example.MeshHttp.__init__, "__kwdefaults__", KEYWORDS | {"timeout_s": 0.1})
+    with pytest.raises(SystemExit, match="no answer in time"):
+        example.main()
+
+
+def test_a_login_is_never_written_through_a_link(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(CLIENTS))
+    join = importlib.import_module("join")
+    mine = tmp_path / "other"
+    mine.write_text("untouched")
+    (tmp_path / "login.json.new").symlink_to(mine)
+    join.save(tmp_path / "login.json", {"api_key": "k"})
+    assert mine.read_text() == "untouched"
+    assert json.loads((tmp_path / "login.json").read_text()) == {"api_key": "k"}
+    assert stat.S_IMODE((tmp_path / "login.json").stat().st_mode) == 0o600

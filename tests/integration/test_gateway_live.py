@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import time
 
 import httpx
 import pytest
-from live_mesh import LiveMesh, health_of
+from live_mesh import LiveMesh, health_of, until_reborn
 
 COLLECTION = "shop.Item"
 
@@ -103,7 +106,7 @@ async def test_the_same_key_runs_once_and_other_parameters_are_a_409(http):
     first = (await http.post("/actions", json=body)).json()
     assert (await http.post("/actions", json=body)).json()["result"] == first["result"]
     body["params"] = {"collection": COLLECTION, "documents": []}
-    assert (await http.post("/actions", json=body)).status_code in {409, 422}
+    assert (await http.post("/actions", json=body)).status_code == 422  # before any key counts
     body["params"] = {"collection": COLLECTION, "documents": [{"id": "x", "content": "other"}]}
     assert (await http.post("/actions", json=body)).status_code == 409
 
@@ -214,6 +217,37 @@ async def test_the_61st_request_is_a_429(http):
     assert statuses[:60] == [200] * 60
     answer = await http.get("/nodes/stats")
     assert 429 in {statuses[60], answer.status_code}
+
+
+async def test_a_node_that_is_killed_during_a_search_is_named(http, live, mesh):
+    """It has the request when it dies: stopped before, killed while the search waits for it."""
+    await index(http, {"id": "c", "content": "a copper spoon"})
+    await index(http, {"id": "d", "content": "an iron fork"}, node="wiki")
+    await until_found(http, "copper", ["c"])
+    await until_found(http, "iron fork", ["d"])
+    (record,) = (await mesh.nodes(node="wiki")).nodes
+    wiki = live.nodes["wiki"]
+    os.kill(wiki.pid, signal.SIGSTOP)
+    body = {"query": "copper", "options": {"timeout_ms": 2500}}
+    asking = asyncio.create_task(http.post("/search", json=body))
+    await asyncio.sleep(0.5)
+    assert not asking.done()
+    wiki.end(signal.SIGKILL)
+    answer = await asking
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert [hit["id"] for hit in found["results"]] == ["c"]
+    assert found["partial"] is True
+    (missing,) = [each for each in found["shards"]["details"] if each["status"] != "ok"]
+    assert missing["node"] == "wiki"
+    assert missing["reason"]
+    wiki.start()
+    await until_reborn(mesh, "wiki", after=record.incarnation)
+    for node, document in (("shop", "c"), ("wiki", "d")):
+        delete = {"collection": COLLECTION, "ids": [document]}
+        asked = {"action": "delete", "node": node, "params": delete}
+        done = await http.post("/actions", json=asked)
+        assert done.is_success, done.text
 
 
 async def test_the_deadline_of_an_action_and_a_node_that_is_away(http, live, mesh):

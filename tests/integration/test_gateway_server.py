@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 import time
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import pytest
+import structlog
+import uvicorn
 from gateway_fakes import PREFIX, FakeGatekeeper, FakeMesh
 
 from agents.gateway.app import create_app
+from agents.gateway.run import allow_connections
 from agents.gateway.server import serving
 from mesh.config import GatewayConfig, MeshConfig, RateLimitConfig
 from mesh.errors import StateError
@@ -179,8 +183,11 @@ async def test_connections_over_the_limit_get_a_503():
         b"GET / HTTP/9.9\r\n\r\n",
         b"NONSENSE\r\n\r\n",
         b"POST /x HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"GET http://example.com HTTP/1.1\r\n\r\n",
+        b"GET http://a:b:c/ HTTP/1.1\r\n\r\n",
+        b"CONNECT a:443 HTTP/1.1\r\n\r\n",
     ],
-    ids=["tls", "version", "nonsense", "length"],
+    ids=["tls", "version", "nonsense", "length", "no-path", "no-port", "connect"],
 )
 async def test_what_is_not_http_is_a_400(sent):
     async with served() as (peer, _, _):
@@ -202,6 +209,159 @@ async def test_a_body_of_2_mib_is_refused_before_and_while_it_comes():
             request(None, "Transfer-Encoding: chunked") + b"200000\r\n" + large + b"\r\n0\r\n\r\n"
         )
         assert (await peer.send(chunked))[0] == 413
+
+
+CHUNKED = b"%x\r\n%b\r\n0\r\n" % (len(SEARCH), SEARCH)
+
+
+async def test_trailers_are_no_headers():
+    async with served() as (peer, mesh, _):
+        nobody = request(None, "Transfer-Encoding: chunked").replace(b"Bearer all", b"Bearer no")
+        named = request(None, "Transfer-Encoding: chunked").replace(b"Authorization", b"X-Nothing")
+        trailer = b"Authorization: Bearer all\r\n\r\n"
+        assert (await peer.send(nobody + CHUNKED + trailer))[0] == 401
+        assert (await peer.send(named + CHUNKED + trailer))[0] == 401
+        reader, writer = await peer.open()
+        writer.write(named)  # the trailer comes before anybody looks at the headers
+        writer.write(CHUNKED + trailer)
+        assert (await read(reader))[0] == 401
+        writer.close()
+        assert not mesh.calls
+
+
+@pytest.mark.parametrize("framing", ["trailer", "trailers", "extension"])
+async def test_what_frames_a_chunked_body_is_limited(framing):
+    async with served(max_header_bytes=2048) as (peer, mesh, _):
+        reader, writer = await peer.open()
+        writer.write(request(None, "Transfer-Encoding: chunked"))
+        await asyncio.sleep(0.05)
+        sent = {
+            "trailer": CHUNKED + b"x: " + b"y" * 2500,
+            "trailers": CHUNKED + b"x: y\r\n" * 500,
+            "extension": b"1;x=" + b"y" * 2500,
+        }
+        writer.write(sent[framing])
+        assert (await read(reader))[0] == 413
+        assert await closed(reader)
+        writer.close()
+        assert not mesh.calls
+
+
+async def test_a_body_in_chunks_of_one_byte_is_no_framing_attack():
+    async with served(max_header_bytes=1024) as (peer, _, _):
+        body = json.dumps({"query": "late", "options": {"filters": {"a": ["x" * 900]}}}).encode()
+        reader, writer = await peer.open()
+        writer.write(request(None, "Transfer-Encoding: chunked"))
+        for byte in body:
+            writer.write(b"1\r\n%c\r\n" % byte)
+            await asyncio.sleep(0)
+        writer.write(b"0\r\n\r\n")
+        assert (await read(reader))[0] == 200
+        writer.close()
+
+
+async def test_empty_lines_keep_no_connection_open():
+    async with served(keep_alive_s=1) as (peer, _, _):
+        reader, writer = await peer.open()
+        began = time.monotonic()
+        for _ in range(3):
+            writer.write(b"\r\n")
+            await asyncio.sleep(0.2)
+        assert await closed(reader)
+        assert time.monotonic() - began < 3
+        writer.close()
+
+
+async def test_a_body_that_ends_after_its_answer_leaves_a_connection_that_ends():
+    async with served(keep_alive_s=1) as (peer, _, _):
+        reader, writer = await peer.open()
+        large = request(b"x" * (2 * 1024 * 1024))
+        writer.write(large[:-10])
+        assert (await read(reader))[0] == 413
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.write(large[-10:])
+        assert await closed(reader)
+        writer.close()
+
+
+@pytest.mark.parametrize("when", ["answering", "closing"])
+async def test_a_client_that_does_not_read_is_cut_off(when):
+    """Its answer is larger than what the kernel takes."""
+    async with served(read_timeout_s=0.5, stop_grace_s=1) as (peer, _, edge):
+        parts = [b"x" * (8 * 1024 * 1024)] * 4
+        ended = asyncio.Event()
+        protocols = []
+
+        async def much(exchange, _body, _receive, send):
+            protocols.append(exchange.connection)
+            length = b"%d" % sum(map(len, parts))
+            headers = [(b"content-length", length)]
+            if when == "closing":
+                headers.append((b"connection", b"close"))
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            if when == "closing":
+                body = b"".join(parts)
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+            else:
+                for part in parts:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            ended.set()
+
+        edge._through_litestar = much
+        with socket.create_connection(("127.0.0.1", peer.port)) as client:
+            client.sendall(request(b'{"action":"refund"}', path="/actions"))
+            async with asyncio.timeout(5):
+                await ended.wait()
+                while protocols[0] in protocols[0].connections:
+                    await asyncio.sleep(0.02)
+
+
+async def test_pipelined_requests_have_a_limit_each():
+    async with served(read_timeout_s=0.6) as (peer, mesh, _):
+        whole = request()
+        reader, writer = await peer.open()
+        writer.write(whole[:-5])
+        for _ in range(3):
+            await asyncio.sleep(0.4)
+            writer.write(whole[-5:] + whole[:-5])
+            assert (await read(reader))[0] == 200
+        writer.close()
+        assert len(mesh.calls) == 3
+
+
+async def test_junk_behind_a_request_does_not_take_its_answer_away():
+    async with served() as (peer, mesh, _):
+        mesh.hold = asyncio.Event()
+        reader, writer = await peer.open()
+        writer.write(request() + request())
+        await asyncio.sleep(0.05)
+        writer.write(b"junk junk\r\n\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(request())
+        await asyncio.sleep(0.05)
+        mesh.hold.set()
+        assert (await read(reader))[0] == 200
+        status, headers, _ = await read(reader)
+        assert (status, headers["connection"]) == (200, "close")
+        assert await closed(reader)
+        writer.close()
+        assert len(mesh.calls) == 2
+
+
+async def test_a_broken_body_behind_a_request_is_refused_in_its_turn():
+    async with served() as (peer, mesh, _):
+        mesh.hold = asyncio.Event()
+        reader, writer = await peer.open()
+        writer.write(request() + request(None, "Transfer-Encoding: chunked") + b"junk\r\n")
+        await asyncio.sleep(0.1)
+        mesh.hold.set()
+        assert (await read(reader))[0] == 200
+        assert (await read(reader))[0] == 400
+        assert await closed(reader)
+        writer.close()
+        assert len(mesh.calls) == 1
 
 
 @pytest.mark.parametrize("shortcut", [True, False], ids=["shortcut", "litestar"])
@@ -308,6 +468,43 @@ async def test_a_running_request_is_finished_and_one_that_never_ends_gets_a_503(
     assert (status, headers["retry-after"]) == (503, "1")
     assert "stops" in json.loads(body)["message"]
     assert time.monotonic() - began < 5
+
+
+async def test_an_action_that_outlives_the_gateway_has_an_unknown_outcome():
+    async with served(stop_grace_s=1) as (peer, mesh, _):
+        mesh.run_action = lambda *_, **__: asyncio.Event().wait()
+        sent = request(b'{"action":"refund"}', path="/actions")
+        asking = asyncio.create_task(peer.send(sent))
+        await asyncio.sleep(0.1)
+    status, _, body = await asking
+    assert (status, json.loads(body)["success"]) == (504, False)
+    assert "idempotency_key" in json.loads(body)["message"]
+
+
+async def test_a_server_that_dies_ends_what_it_serves(monkeypatch):
+    async def broken(self):
+        await asyncio.sleep(0.1)
+        raise OSError("the loop of the server is broken")
+
+    monkeypatch.setattr(uvicorn.Server, "main_loop", broken)
+    with pytest.raises(StateError, match="the HTTP server ended") as raised:
+        async with asyncio.timeout(5), served():
+            await asyncio.Event().wait()
+    assert "broken" in str(raised.value.__cause__)
+
+
+def test_the_gateway_may_open_as_many_files_as_the_system_lets_it(monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard > 300
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        with structlog.testing.capture_logs() as logs:
+            allow_connections(100)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+            allow_connections(hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [entry["event"] for entry in logs] == ["mesh.gateway.files_limited"]
 
 
 async def test_an_idle_connection_is_closed_after_keep_alive():

@@ -162,8 +162,9 @@ class Tokens(RuleBasedStateMachine):
 
     @rule(grant=grants)
     def revoke_access(self, grant: Grant) -> None:
+        """With its family: whoever has it may have the refresh token as well."""
         self.ask("token-revoke", TokenRevoke(id=grant.id))
-        self.mark([grant.id])
+        self.end(self.family_of[grant.id])
 
     @rule(grant=grants)
     def revoke_refresh(self, grant: Grant) -> None:

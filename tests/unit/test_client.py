@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ import mesh.runtime.routes as routes_module
 from mesh.adapters.clock import SystemClock
 from mesh.config import MeshConfig
 from mesh.core.route_table import RouteTable
-from mesh.errors import BadRequestError, UnavailableError
+from mesh.errors import BadRequestError, InvalidError, NotFoundError, UnavailableError
 from mesh.runtime.client import MeshClient
 from mesh.types import ActionState, Health, Status
 from mesh.wire import codec, subjects
@@ -47,6 +48,8 @@ class World:
         self.client = MeshClient(self.bus, MeshConfig(), SystemClock())
         self.ran = []
         self._newest = RouteUpdate(epoch=1, version=1)
+        self.asked_for_routes = 0
+        self.mute = False
 
     async def start(self):
         self._serving = self.broker.bus("everybody")
@@ -60,6 +63,9 @@ class World:
         self._serving.publish(message.reply, codec.ok(done))
 
     def _routes(self, message):
+        self.asked_for_routes += 1
+        if self.mute:
+            return
         self._serving.publish(message.reply, codec.ok(self._newest))
 
     def know(self, *nodes):
@@ -182,6 +188,43 @@ async def test_a_search_that_is_made_already_gets_an_id_and_says_whom_it_is_for(
     with pytest.raises(UnavailableError):
         await world.client.submit(msgspec.structs.replace(made, id="mine", on_behalf="bob"))
     assert (asked[1].on_behalf, asked[1].id) == ("bob", "mine")
+
+
+async def test_many_unknown_names_ask_for_the_table_once_a_second(world):
+    before = world.asked_for_routes
+
+    async def asked(name):
+        with pytest.raises(NotFoundError):
+            await world.client.run_action("index", node=name)
+
+    await asyncio.gather(*(asked(f"n{number}") for number in range(20)))
+    for number in range(5):
+        await asked(f"m{number}")
+        with pytest.raises(InvalidError):
+            await world.client.search("late", nodes=[f"m{number}"])
+    assert world.asked_for_routes == before + 1
+    world.client._routes._learnt_at -= 1.0
+    await asked("late")
+    assert world.asked_for_routes == before + 2
+
+
+async def test_an_unknown_name_costs_no_more_than_the_request_has(world):
+    """The master hangs: whoever asked does not wait for it beyond the own time."""
+    world.mute = True
+    began = time.monotonic()
+    with pytest.raises(NotFoundError):
+        await world.client.run_action("index", node="nobody", timeout_s=0.05)
+    world.client._routes._learnt_at -= 1.0
+    with pytest.raises(InvalidError):
+        await world.client.search("late", nodes=["nobody"], timeout_ms=50)
+    assert time.monotonic() - began < 1.0
+
+
+async def test_a_client_that_was_closed_begins_no_refresh(world):
+    routes = world.client._routes
+    await routes.stop()
+    routes._on_connection(True)
+    assert routes._refreshing is None or routes._refreshing.done()
 
 
 async def test_a_client_knows_whether_its_broker_is_there(world):

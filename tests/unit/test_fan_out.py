@@ -197,6 +197,20 @@ async def world():
     assert made.broker.handler_failures == 0
 
 
+async def test_parameters_that_cannot_be_sent_reach_nobody(world):
+    await world.start(node("a"), node("b"))
+    with pytest.raises(TypeError):
+        await world.client.fan_out("update", {"when": object()}, all=True)
+    assert world.asked == []
+
+
+async def test_parameters_arrive_as_they_are(world):
+    await world.start(node("a"), node("b"))
+    params = {"n": [1, {"x": None}], "é": "ü"}
+    await world.client.fan_out("update", params, all=True)
+    assert [request.params for _, request in world.asked] == [params, params]
+
+
 async def test_every_node_runs_it_under_an_id_of_its_own(world):
     await world.start(node("a"), node("b"))
     done = await world.client.fan_out(

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import structlog
 from fakes import MemoryBroker
 
-from mesh.errors import MeshError, UnauthorizedError, UnavailableError
+from mesh.adapters.logs import redact
+from mesh.errors import MeshError, TooLargeError, UnauthorizedError, UnavailableError
 from mesh.ports import Message, UnknownKeyError
 from mesh.runtime import gatekeeper as module
 from mesh.runtime.access_api import AccessApi, digest_of
@@ -337,7 +339,7 @@ async def test_a_key_that_was_rotated_is_forgotten_at_once(world):
     assert await refused(world.gatekeeper, KEY) == "Invalid API key"
 
 
-async def test_an_answer_that_a_rotation_overtook_is_not_remembered(world):
+async def test_an_answer_that_a_rotation_overtook_is_not_used(world):
     world.master.held["authenticate"] = asyncio.Event()
     asking = asyncio.create_task(world.gatekeeper.identify(KEY))
     await settled()
@@ -345,16 +347,116 @@ async def test_an_answer_that_a_rotation_overtook_is_not_remembered(world):
     world.master.revoke(subject="crm")
     await settled()
     world.master.held.pop("authenticate").set()
-    assert await asking == CRM, "it was good when it was shown"
+    with pytest.raises(UnauthorizedError, match="Invalid API key"):
+        await asking
     assert await refused(world.gatekeeper, KEY) == "Invalid API key"
 
 
-async def test_keys_are_forgotten_with_the_broker(world):
+async def test_keys_that_somebody_makes_up_are_not_asked_about_without_end(world):
+    """Nor do they keep out whose key was good before."""
+    await world.gatekeeper.identify(KEY)
+    world.clock.now += 30
+    world.master.held["authenticate"] = asyncio.Event()
+    asking = [
+        asyncio.create_task(world.gatekeeper.identify(f"nmk_{number:043}")) for number in range(256)
+    ]
+    await settled()
+    with pytest.raises(UnavailableError, match="too many") as full:
+        await world.gatekeeper.identify(OTHER_KEY)
+    assert full.value.retry_after_ms
+    assert len(world.gatekeeper._asked) == 256
+    honest = asyncio.create_task(world.gatekeeper.identify(KEY))
+    await settled()
+    world.master.held.pop("authenticate").set()
+    assert await honest == CRM
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {UnauthorizedError}
+    assert await refused(world.gatekeeper, OTHER_KEY) == "Invalid API key"
+
+
+async def test_a_key_that_was_good_opens_while_every_master_is_away(world):
+    await world.gatekeeper.identify(KEY)
+    await world.master.stop()
+    for _ in range(40):
+        await world.clock.step(10)
+        assert await world.gatekeeper.identify(KEY) == CRM
+    with pytest.raises(UnavailableError):
+        await world.gatekeeper.identify(OTHER_KEY)
+    world.broker.stop()
+    world.broker.start()
+    await settled()
+    assert await world.gatekeeper.identify(KEY) == CRM
+
+
+async def test_a_master_that_hangs_does_not_hold_up_whose_key_was_good(world):
+    await world.gatekeeper.identify(KEY)
+    world.clock.now += 30
+    world.master.fails = lambda _verb: UnavailableError("the database is not available")
+    assert await world.gatekeeper.identify(KEY) == CRM
+    world.clock.now += 1
+    world.master.held["authenticate"] = asyncio.Event()
+    async with asyncio.timeout(1):
+        assert await world.gatekeeper.identify(KEY) == CRM
+    world.master.held.pop("authenticate").set()
+
+
+@pytest.mark.parametrize("outage", ["master", "broker"])
+async def test_a_removal_that_was_missed_is_noticed_as_soon_as_a_master_answers(world, outage):
+    await world.gatekeeper.identify(KEY)
+    if outage == "broker":
+        world.broker.stop()
+    await world.master.stop()
+    if outage == "broker":
+        world.broker.start()
+    world.clock.now += 30
+    assert await world.gatekeeper.identify(KEY) == CRM
+    world.master.keys = {}
+    await world.master.start()
+    await world.clock.step(10)  # somebody, or the gatekeeper itself, asked a master something
+    assert await refused(world.gatekeeper, KEY) == "Invalid API key"
+    await world.master.stop()
+    world.clock.now += 5
+    with pytest.raises(UnavailableError):
+        await world.gatekeeper.identify(KEY)
+
+
+async def test_what_was_heard_of_a_key_counts_without_a_master_too(world):
+    await world.gatekeeper.identify(KEY)
+    await world.master.stop()
+    world.clock.now += 30
+    assert await world.gatekeeper.identify(KEY) == CRM
+    world.master.revoke(subject="crm")
+    await settled()
+    with pytest.raises(UnavailableError):
+        await world.gatekeeper.identify(KEY)
+
+
+async def test_which_keys_were_learnt_can_be_read_in_the_log(world):
+    world.master.kids = ["k7"]
+    with structlog.testing.capture_logs() as logged:
+        await world.clock.step(10)
+    [learnt] = [entry for entry in logged if entry["event"] == "mesh.gatekeeper.keys_learnt"]
+    assert redact(None, "", learnt)["kids"] == ["k7"]
+
+
+async def test_a_list_that_no_message_holds_is_an_error(world):
+    world.master.fails = lambda _verb: TooLargeError("the answer is too large")
+    with structlog.testing.capture_logs() as logged:
+        await world.clock.step(10)
+    assert ("mesh.gatekeeper.trust_too_large", "error") in [
+        (entry["event"], entry["log_level"]) for entry in logged
+    ]
+    assert world.gatekeeper.ready
+
+
+async def test_keys_are_asked_for_again_after_an_outage_of_the_broker(world):
     """A rotation may have been told meanwhile."""
     await world.gatekeeper.identify(KEY)
     world.broker.stop()
     world.broker.start()
     assert world.gatekeeper.known(KEY) is None
+    world.master.keys = {}
+    assert await refused(world.gatekeeper, KEY) == "Invalid API key"
 
 
 async def test_bad_keys_cost_the_master_one_question_each(world):

@@ -261,7 +261,9 @@ async def test_a_page_of_the_history(client):
 async def test_a_filter_that_cannot_be_is_named(client, query):
     answer = await client.ask("GET", f"/actions?{query}")
     assert answer.status == 422
-    assert list(answer.json()["errors"]) == [query.partition("=")[0]]
+    ((name, [message]),) = answer.json()["errors"].items()
+    assert name == query.partition("=")[0]
+    assert re.match(r"must be|expected int, got str|cannot be", message)
 
 
 def record(action_id: str, node: str) -> messages.HistoryRecord:
@@ -281,6 +283,45 @@ async def test_one_action_is_found_by_its_id_also_one_on_several_nodes(client):
     many = (await client.ask("GET", "/actions/many")).json()
     assert {entry["node"] for entry in many["actions"]} == {"crm", "wiki"}
     assert (await client.ask("GET", "/actions/none")).status == 404
+
+
+async def test_an_action_on_very_many_nodes_is_found_whole_and_nothing_besides(client):
+    slugs = [f"n{number}" for number in range(1024)]
+    client.mesh.records = {f"many.{slug}": record(f"many.{slug}", slug) for slug in slugs}
+    client.mesh.records["many.other"] = record("many.other", "crm")
+    many = (await client.ask("GET", "/actions/many")).json()
+    assert [entry["node"] for entry in many["actions"]] == slugs
+    assert len(client.mesh.calls) == 3
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+async def test_metadata_is_limited(client, method):
+    path = "/nodes" if method == "POST" else "/nodes/crm"
+    body = {"name": "x", "metadata": {"a": "x" * 16_384}}
+    answer = await client.ask(method, path, body)
+    assert (answer.status, list(answer.json()["errors"])) == (422, ["metadata"])
+    body["metadata"]["a"] = "x" * 16_000
+    assert (await client.ask(method, path, body)).status < 300
+
+
+async def test_two_authorization_headers_are_a_400(client):
+    body = {"query": "x"}
+    both = {"Authorization": "Bearer search"}
+    assert (await client.ask("POST", "/search", body, headers=both)).status == 400
+    assert (await client.ask("POST", "/search", body, headers=both, bearer=None)).status == 200
+
+
+async def test_a_number_that_is_none_is_named_where_it_stands(client):
+    body = b'{"query": "x", "options": {"filters": {"a": [1, 1e999]}}}'
+    answer = await client.ask("POST", "/search", body)
+    assert answer.status == 422
+    assert list(answer.json()["errors"]) == ["options.filters.a[1]"]
+
+
+async def test_not_every_unknown_field_is_listed(client):
+    body = {"query": "x"} | {f"f{number}": 1 for number in range(500)}
+    answer = await client.ask("POST", "/search", body)
+    assert (answer.status, len(answer.json()["errors"])) == (422, 100)
 
 
 # -- joining, tokens, own state --------------------------------------------------------------------
@@ -456,6 +497,7 @@ async def test_failed_logins_are_limited_by_address():
         for number in range(5)
     ]
     assert statuses == [401, 401, 401, 429, 429]
+    assert client.gatekeeper.asked == 3
     assert (await client.ask("POST", "/search", {"query": "x"})).status == 200
 
 

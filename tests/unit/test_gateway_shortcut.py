@@ -8,6 +8,7 @@ from gateway_fakes import Client
 from mesh.errors import DisconnectedError, InvalidError
 
 GOOD = {"query": "late", "limit": 3, "options": {"mode": "text", "filters": {"a": [1, None]}}}
+DEEP = b'{"query":1,"options":[' + b"[" * 900 + b"]" * 900 + b"]}"
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,7 @@ GOOD = {"query": "late", "limit": 3, "options": {"mode": "text", "filters": {"a"
         (b"{", "all", None),
         (b"", "all", None),
         (b"[]", "all", None),
+        (DEEP, "all", None),
         (b"x" * (1024 * 1024 + 1), "all", None),
         (GOOD, "refund", None),
         (GOOD, "nobody", None),
@@ -34,6 +36,7 @@ GOOD = {"query": "late", "limit": 3, "options": {"mode": "text", "filters": {"a"
         "cut",
         "empty",
         "list",
+        "deep",
         "large",
         "scope",
         "nobody",
@@ -53,3 +56,10 @@ async def test_both_ways_answer_alike(body, bearer, error):
         calls.append(client.mesh.calls)
     assert answers[0] == answers[1]
     assert calls[0] == calls[1]
+
+
+@pytest.mark.parametrize("shortcut", [True, False], ids=["shortcut", "litestar"])
+async def test_what_is_nested_too_deeply_is_a_400(shortcut):
+    answer = await Client(shortcut=shortcut).ask("POST", "/search", DEEP)
+    assert answer.status == 400
+    assert "nested too deeply" in answer.json()["message"]

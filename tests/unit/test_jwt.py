@@ -6,7 +6,9 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import stat
+from pathlib import Path
 
 import jwt
 import pytest
@@ -330,6 +332,21 @@ def test_keys_are_made_once_and_kept(tmp_path):
     assert first.public_keys() == again.public_keys()
     token = first.sign(WHO, issued_at=NOW, expires_at=NOW + 60)
     assert verifier_for(again).verify(token, NOW)[0] == WHO
+
+
+def test_a_file_that_is_closed_is_left_as_it_is(tmp_path, monkeypatch):
+    """It may be another's, or on a volume that can only be read."""
+    signer_in(tmp_path)
+    path = tmp_path / "keys.json"
+
+    def refuse(_self, _mode):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert signer_in(tmp_path).public_keys()
+    os.chmod(path, 0o644)  # noqa: PTH101 (the method refuses now)
+    with pytest.raises(StateError, match=r"open to others .* Operation not permitted"):
+        signer_in(tmp_path)
 
 
 def test_the_file_is_its_owners_alone(tmp_path):

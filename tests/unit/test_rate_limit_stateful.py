@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mesh.core.rate_limit import RateLimiter
 
 LIMIT, PERIOD_S = 5, 10
+CAPACITY = 8
 KEYS = st.sampled_from(["ann", "bob", "cyd"])
 
 
@@ -30,16 +31,28 @@ class Bucket:
 class LimiterMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.limiter = RateLimiter(LIMIT, PERIOD_S, capacity=8)
+        self.limiter = RateLimiter(LIMIT, PERIOD_S, capacity=CAPACITY)
         self.now = Fraction(0)
         self.buckets: dict[str, Bucket] = {}
+        self.strangers = 0
+        self.settled = False
 
     @rule(eighths=st.integers(1, 200))
     def wait(self, eighths: int) -> None:
         self.now += Fraction(eighths, 8)  # exact in floats too
 
+    @rule()
+    def all_is_forgotten(self) -> None:
+        self.now += PERIOD_S + 1
+        for _ in range(CAPACITY):
+            self.ask("ann")
+            self.now += PERIOD_S + 1
+        self.ask("ann")
+        self.settled = True
+
     @rule(key=KEYS)
     def ask(self, key: str) -> None:
+        self.settled = False
         bucket = self.buckets.setdefault(key, Bucket())
         bucket.fill(self.now)
         verdict = self.limiter.check(key, float(self.now))
@@ -58,9 +71,24 @@ class LimiterMachine(RuleBasedStateMachine):
         for _ in range(count):
             self.ask(key)
 
+    @rule(count=st.integers(9, 12))
+    def a_crowd_asks(self, count: int) -> None:
+        """More than it remembers: those of us that it forgets start afresh."""
+        self.settled = False
+        for _ in range(count):
+            self.strangers += 1
+            assert self.limiter.check(f"stranger {self.strangers}", float(self.now)).allowed
+        self.buckets.clear()
+
     @invariant()
-    def remembers_no_more_than_it_must(self) -> None:
-        assert len(self.limiter) <= len(self.buckets)
+    def remembers_no_more_than_it_may(self) -> None:
+        assert len(self.limiter) <= CAPACITY
+
+    @invariant()
+    def remembers_nobody_whose_allowance_is_whole(self) -> None:
+        """After enough requests: each sweeps a few."""
+        if self.settled:
+            assert len(self.limiter) == 1
 
 
 LimiterMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core.scopes import allows, allows_some_action
+from mesh.core.scopes import allows, allows_some_action, readable_actions
 
 SCOPES = st.sampled_from(["search", "admin", "actions", "actions:refund", "actions:index"])
 
@@ -54,6 +54,19 @@ def test_who_may_run_some_action(scopes, some):
 @given(st.sets(SCOPES), SCOPES, SCOPES)
 def test_more_scopes_never_allow_less(scopes, more, needed):
     assert not allows(scopes, needed) or allows(scopes | {more}, needed)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "names"),
+    [
+        (["actions", "actions:refund"], None),
+        (["search", "actions:refund", "actions:index"], {"refund", "index"}),
+        (["search", "admin"], set()),
+        ([], set()),
+    ],
+)
+def test_one_reads_of_what_one_may_run(scopes, names):
+    assert readable_actions(scopes) == names
 
 
 @given(st.sets(SCOPES))

@@ -208,3 +208,8 @@ def test_the_reference_has_a_row_for_every_setting():
         ):
             wrong[key] = (shown, default)
     assert wrong == {}
+
+
+def test_what_clients_of_the_gateway_export_stops_no_agent():
+    names = ("MESH_TOKEN", "MESH_REFRESH_TOKEN", "MESH_JOIN_TOKEN", "MESH_HTTP_URL")
+    assert load(environ=dict.fromkeys(names, "x")) == MeshConfig()

@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from mesh.adapters.nats.bus import _checked
 from mesh.errors import InvalidError
 from mesh.wire import subjects
 
@@ -36,6 +37,16 @@ def test_every_subject_has_its_place():
 def test_name_that_would_widen_a_subject_is_refused(build, bad):
     with pytest.raises(InvalidError):
         build(bad)
+
+
+@pytest.mark.parametrize("subject", ["", "a b", "a\r\nPUB b 0", "a\t"])
+def test_what_the_broker_would_take_for_something_else_is_no_subject(subject):
+    with pytest.raises(InvalidError, match="not a subject"):
+        _checked(subject)
+
+
+def test_names_of_our_own_processes_are_taken():
+    assert {"master", "gateway", "bridge"} <= subjects.RESERVED
 
 
 @pytest.mark.parametrize("name", sorted(subjects.RESERVED))

@@ -357,8 +357,10 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _checked(subject: str) -> bytes:
-    """A subject as bytes; one with blanks or control characters would be read as a command."""
-    if " " in subject or not subject.isprintable():
+    """A subject as bytes; one with blanks or control characters would be read as a command, and an
+    empty one would be an error that costs the connection.
+    """
+    if not subject or " " in subject or not subject.isprintable():
         raise InvalidError(f"not a subject: {subject[:80]!r}")
     return subject.encode()
 

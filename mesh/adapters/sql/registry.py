@@ -1,4 +1,6 @@
-"""`mesh.ports.Registry` on SQLAlchemy: SQLite by default, PostgreSQL by its URL."""
+"""`mesh.ports.Registry` on SQLAlchemy: SQLite. PostgreSQL, by its URL, is written for and
+has not been tried: no test runs on it.
+"""
 
 from __future__ import annotations
 
@@ -233,7 +235,7 @@ class SqlRegistry:
 
     async def history(self, query: HistoryQuery) -> tuple[list[HistoryRecord], int]:
         actions = models.actions
-        wanted = sa.and_(*_conditions(query))
+        wanted = sa.and_(*_conditions(query), *self._prefixed(query.id_prefix))
         page = (
             sa.select(actions)
             .where(wanted)
@@ -247,6 +249,14 @@ class SqlRegistry:
                 rows = (await connection.execute(page)).mappings().all()
                 total = int((await connection.execute(count)).scalar_one())
         return [_record(row) for row in rows], total
+
+    def _prefixed(self, prefix: str) -> list[sa.ColumnElement[bool]]:
+        column = models.actions.c.id
+        if not prefix:
+            return []
+        if self._engine.dialect.name == "sqlite":  # compares bytes, but not in LIKE
+            return [column >= prefix, column < prefix[:-1] + chr(ord(prefix[-1]) + 1)]
+        return [column.startswith(prefix, autoescape=True)]
 
     async def close(self) -> None:
         await self._engine.dispose()

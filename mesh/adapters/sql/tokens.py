@@ -97,11 +97,14 @@ class SqlTokenStore:
         *,
         at: int,
     ) -> tuple[int, builtins.list[str]] | None:
-        family = sa.select(_refresh.c.family).where(_refresh.c.id == id)
+        families = sa.union_all(
+            *(sa.select(table.c.family).where(table.c.id == id) for table in (_refresh, _access))
+        )
         with translated():
             async with self._writing() as connection:
-                if (found := (await connection.execute(family)).scalar_one_or_none()) is not None:
-                    return await _revoke_family(connection, found, at)
+                # An access token without a family has an empty one.
+                if family := (await connection.execute(families)).scalar_one_or_none():
+                    return await _revoke_family(connection, family, at)
                 for table in (_access, _join):
                     is_it = table.c.id == id
                     known = await connection.execute(sa.select(table.c.id).where(is_it))

@@ -11,14 +11,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from mesh.wire.messages.base import Request, Token, Wire
+from mesh.wire.messages.base import Request, ShownOnce, Token, Wire
 from mesh.wire.messages.registry import NodeRecord, NodeRegister
 
-Scope = Annotated[str, Meta(pattern=r"^(search|admin|actions(:[A-Za-z0-9_-]{1,64})?)$")]
+Scope = Annotated[str, Meta(pattern=r"^(search|admin|actions(:[A-Za-z0-9_-]{1,64})?)(?!\n)$")]
 """`search`, `actions` (all of them), `actions:<name>` or `admin` (the registry)."""
 
 Scopes = Annotated[list[Scope], Meta(min_length=1, max_length=64)]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
 """SHA-256 in hex."""
 
 LifetimeS = Annotated[int, Meta(ge=1, le=366 * 86_400)]
@@ -46,7 +46,7 @@ class TokenIssue(Request, frozen=True, kw_only=True):
     """Give a refresh token as well."""
 
 
-class Grant(Wire, frozen=True, kw_only=True, omit_defaults=False):
+class Grant(ShownOnce, frozen=True, kw_only=True, omit_defaults=False):
     """New tokens, shown this once."""
 
     id: str
@@ -102,8 +102,8 @@ class TokenList(Wire, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class TokenRevoke(Request, frozen=True, kw_only=True):
-    """`master.token-revoke`: the id of a token of any kind; a refresh token takes its family
-    with it. Or every token of a subject.
+    """`master.token-revoke`: the id of a token of any kind; a refresh token, or an access token
+    that can be refreshed, takes its family with it. Or every token of a subject.
     """
 
     id: str = ""
@@ -127,7 +127,7 @@ class JoinTokenCreate(Request, frozen=True, kw_only=True):
     description: Annotated[str, Meta(max_length=200)] = ""
 
 
-class JoinTokenCreated(Wire, frozen=True, kw_only=True, omit_defaults=False):
+class JoinTokenCreated(ShownOnce, frozen=True, kw_only=True, omit_defaults=False):
     """The new join token, shown this once."""
 
     id: str
@@ -146,7 +146,7 @@ class NodeJoin(Request, frozen=True, kw_only=True):
     version: Annotated[str, Meta(max_length=64)] = ""
 
 
-class NodeJoined(Wire, frozen=True, kw_only=True, omit_defaults=False):
+class NodeJoined(ShownOnce, frozen=True, kw_only=True, omit_defaults=False):
     """The new node, its API key and its tokens, shown this once."""
 
     node: NodeRecord
@@ -154,8 +154,10 @@ class NodeJoined(Wire, frozen=True, kw_only=True, omit_defaults=False):
     grant: Grant
 
 
-class NodeKey(Wire, frozen=True, kw_only=True, omit_defaults=False):
-    """`master.rotate-key`: the node's new API key, shown this once; the old one is refused."""
+class NodeKey(ShownOnce, frozen=True, kw_only=True, omit_defaults=False):
+    """`master.rotate-key`: the node's new API key, shown this once; the old one and all of its
+    tokens are refused.
+    """
 
     node: NodeRecord
     api_key: str
@@ -180,7 +182,9 @@ class PublicKey(Wire, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class TrustQuery(Request, frozen=True, kw_only=True):
-    """`master.trust`."""
+    """`master.trust`: the keys, and the revoked tokens after an id, as many as fit a message."""
+
+    after: str = ""
 
 
 class Trust(Wire, frozen=True, kw_only=True, omit_defaults=False):
@@ -188,7 +192,9 @@ class Trust(Wire, frozen=True, kw_only=True, omit_defaults=False):
 
     keys: list[PublicKey]
     revoked: list[str]
-    """Ids of access tokens that were revoked and have not expired."""
+    """Ids of access tokens that were revoked and have not expired, in order."""
+    more: bool = False
+    """There are others: ask for those after the last."""
 
 
 class Revoked(Wire, frozen=True, kw_only=True):

@@ -54,6 +54,7 @@ class HistoryQuery(Request, frozen=True, kw_only=True):
     """`master.history`; empty fields match all."""
 
     action_id: str = ""
+    id_prefix: str = ""
     node: str = ""
     action: str = ""
     caller: str = ""

@@ -12,10 +12,12 @@ MAX_LIMIT = 100
 MAX_BATCH = 1000
 MAX_CONTENT_CHARS = 1_000_000
 
-Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+# A pattern is searched for, and `$` matches before a last newline as well: `(?!\n)` forbids that,
+# in words that JSON Schema knows too.
+Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}(?!\n)$")]
 """One subject token."""
 
-CollectionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
+CollectionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}(?!\n)$")]
 """A collection's full name; its last dotted segment is its type."""
 
 DocumentId = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -48,8 +50,22 @@ class Request(Wire, frozen=True, kw_only=True):
     """Unix ms after which nobody waits for the answer; 0: none."""
     trace: Annotated[str, Meta(max_length=256)] = ""
     """W3C traceparent."""
-    on_behalf: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
+    on_behalf: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}(?!\n)$")] = ""
     """Whom a gateway, master or bridge speaks for."""
+
+
+_SECRETS = frozenset({"api_key", "join_token", "access_token", "refresh_token"})
+
+
+class ShownOnce(Wire, frozen=True, kw_only=True):
+    """Base of answers that hold secrets: whoever logs or prints one shows none of them."""
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}=…" if name in _SECRETS and value else f"{name}={value!r}"
+            for name, value in msgspec.structs.asdict(self).items()
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class OkReply(Wire, frozen=True, kw_only=True, tag="ok"):

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from mesh.types import Health, Status
-from mesh.wire.messages.base import Request, Token, Wire
+from mesh.wire.messages.base import Request, ShownOnce, Token, Wire
 from mesh.wire.messages.membership import ActionInfo, CollectionInfo, VerbStats
 
 
@@ -51,8 +51,8 @@ class NodeRegister(Request, frozen=True, kw_only=True):
     """`master.register`."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
-    url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^\s/]+")] | None = None
-    type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] = "child"
+    url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^\s/]\S*(?!\n)$")] | None = None
+    type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}(?!\n)$")] = "child"
     capabilities: Annotated[list[Token], Meta(max_length=32)] = msgspec.field(
         default_factory=lambda: ["search", "actions"]
     )
@@ -63,7 +63,7 @@ class NodeRegister(Request, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
 
 
-class NodeRegistered(Wire, frozen=True, kw_only=True, omit_defaults=False):
+class NodeRegistered(ShownOnce, frozen=True, kw_only=True, omit_defaults=False):
     """The new node and its key, shown this once."""
 
     node: NodeRecord
@@ -90,9 +90,9 @@ class NodeUpdate(Wire, frozen=True, kw_only=True):
     """What an operator may change; None leaves a field as it is."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
-    url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^\s/]+")] | None = None
+    url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^\s/]\S*(?!\n)$")] | None = None
     status: Status | None = None
-    type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] | None = None
+    type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}(?!\n)$")] | None = None
     weight: Annotated[float, Meta(gt=0, le=1000)] | None = None
     capabilities: Annotated[list[Token], Meta(max_length=32)] | None = None
     description: Annotated[str, Meta(max_length=2000)] | None = None
