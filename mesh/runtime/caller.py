@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from mesh.errors import DeadlineExceededError, DisconnectedError, MeshError
+from mesh.errors import DeadlineExceededError, DisconnectedError, MeshError, NoRespondersError
 from mesh.ports import Bus, Clock
 from mesh.wire import codec, subjects
 from mesh.wire.messages import CancelRequest, Request
@@ -86,5 +86,11 @@ class Caller:
             raise DeadlineExceededError("no time is left for this request")
         deadline = self._clock.unix_ms() + round(timeout_s * 1000)
         payload = codec.encode(msgspec.structs.replace(request, deadline=deadline))
-        reply = await self._bus.request(subject, payload, responder=responder, timeout_s=timeout_s)
+        try:
+            reply = await self._bus.request(
+                subject, payload, responder=responder, timeout_s=timeout_s
+            )
+        except NoRespondersError as error:
+            who = "no master answers" if responder == "master" else f"node {responder!r} is away"
+            raise NoRespondersError(f"{who}: nobody listens there", retry_after_ms=1000) from error
         return codec.result_of(reply, kind)

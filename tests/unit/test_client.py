@@ -15,7 +15,13 @@ import mesh.runtime.routes as routes_module
 from mesh.adapters.clock import SystemClock
 from mesh.config import MeshConfig
 from mesh.core.route_table import RouteTable
-from mesh.errors import BadRequestError, InvalidError, NotFoundError, UnavailableError
+from mesh.errors import (
+    BadRequestError,
+    InvalidError,
+    NoRespondersError,
+    NotFoundError,
+    UnavailableError,
+)
 from mesh.runtime.client import MeshClient
 from mesh.types import ActionState, Health, Status
 from mesh.wire import codec, subjects
@@ -233,3 +239,11 @@ async def test_a_client_knows_whether_its_broker_is_there(world):
     assert not world.client.connected
     world.broker.start()
     assert world.client.connected
+
+
+async def test_a_node_that_nobody_hears_for_is_named(world):
+    with pytest.raises(NoRespondersError, match="node 'crm' is away") as refused:
+        await world.client.ping("crm")
+    assert refused.value.retry_after_ms == 1000
+    with pytest.raises(NoRespondersError, match="no master answers"):
+        await world.client.stats()
