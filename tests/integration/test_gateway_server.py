@@ -512,3 +512,38 @@ async def test_an_idle_connection_is_closed_after_keep_alive():
         reader, writer = await peer.open()
         assert await closed(reader)
         writer.close()
+
+
+async def test_gateways_that_say_so_share_a_port():
+    async with served(reuse_port=True) as (peer, first, _):
+        config = MeshConfig(
+            gateway=GatewayConfig(port=peer.port, reuse_port=True),
+            rate_limit=RateLimitConfig(enabled=False),
+        )
+        second = FakeMesh()
+        edge = create_app(second, FakeGatekeeper(), config)
+        async with serving(edge, config.gateway) as url:
+            assert urlsplit(url).port == peer.port
+            sent = 0
+            async with asyncio.timeout(20):
+                while not (first.calls and second.calls):  # the kernel deals connections out
+                    assert (await peer.send(request()))[0] == 200
+                    sent += 1
+        assert len(first.calls) + len(second.calls) == sent
+        with pytest.raises(StateError, match="is taken"):
+            async with serving(edge, GatewayConfig(port=peer.port)):
+                pass
+
+
+async def test_an_answer_to_head_has_no_body():
+    """Also one that the edge makes: the next answer on the connection must not begin within it."""
+    async with served() as (peer, _, _):
+        reader, writer = await peer.open()
+        writer.write(b"HEAD /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(5):
+            head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 404")
+        assert b"content-length: " in head
+        writer.write(request())
+        assert (await read(reader))[0] == 200
+        writer.close()
