@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 from processes import BrokerProcess
 
 # On a developer's machine properties are tried with new examples every time; a change is judged by
@@ -15,6 +16,12 @@ from processes import BrokerProcess
 hypothesis.settings.register_profile("same examples", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("same examples")
+
+
+@pytest.fixture(autouse=True)
+def plain_logs() -> None:
+    """What a test hears of the log does not depend on what another one configured."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -471,7 +471,7 @@ def test_a_token_is_issued_listed_and_revoked(meshctl):
     assert grant["access_token"] not in listed.out
     assert grant["refresh_token"] not in listed.out
 
-    assert meshctl("tokens", "revoke", grant["id"], "--json").json == {"revoked": 1}
+    assert meshctl("tokens", "revoke", grant["id"], "--json").json == {"revoked": 2}
     kinds = [
         t["kind"] for t in meshctl("tokens", "list", "--subject", "shop", "--json").json["tokens"]
     ]

@@ -9,9 +9,7 @@ import msgspec
 import pytest
 import structlog
 from fakes import MemoryBroker
-from structlog.testing import LogCapture
 
-import mesh.runtime.routes as routes_module
 from mesh.adapters.clock import SystemClock
 from mesh.config import MeshConfig
 from mesh.core.route_table import RouteTable
@@ -153,17 +151,14 @@ async def test_a_refresh_in_the_background_that_fails_is_logged(world, monkeypat
         raise ZeroDivisionError
 
     monkeypatch.setattr(world.client._routes, "_fetch_pages", broken)
-    capture = LogCapture()
-    everything = structlog.make_filtering_bound_logger(0)  # whatever another test configured
-    heard = structlog.wrap_logger(None, [capture], wrapper_class=everything)
-    monkeypatch.setattr(routes_module, "log", heard)
     routes = world.client._routes
-    world.broker.stop()
-    world.broker.start()
-    async with asyncio.timeout(5):
-        while not routes._refreshing or not routes._refreshing.done():
-            await asyncio.sleep(0)
-    assert [line["event"] for line in capture.entries] == ["mesh.client.refresh_failed"]
+    with structlog.testing.capture_logs() as logged:
+        world.broker.stop()
+        world.broker.start()
+        async with asyncio.timeout(5):
+            while not routes._refreshing or not routes._refreshing.done():
+                await asyncio.sleep(0)
+    assert [line["event"] for line in logged] == ["mesh.client.refresh_failed"]
     assert routes._refreshing.exception() is None
 
 
