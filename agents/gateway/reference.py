@@ -32,8 +32,8 @@ speak NATS, under `{prefix}` (`gateway.prefix`). `{prefix}/docs` shows these rou
 |---|---|
 | `search` | search |
 | `actions` | run every action, and read the history of all of them |
-| `actions:<name>` | run this action, and read the history |
-| `admin` | see and change the registry, and see any node's status |
+| `actions:<name>` | run this action, and read its history |
+| `admin` | see and change the registry, give nodes keys, see any node's status |
 
 None implies another. A removed node, a rotated key or a revoked token is refused within a second.
 
