@@ -20,7 +20,11 @@ from urllib.parse import urlsplit
 from live_mesh import LiveMesh, agent, clean_environment
 
 PEERS = Path(__file__).with_name("peers")
-SETTINGS = {"MESH_RATE_LIMIT__ENABLED": "false", "MESH_GATEWAY__REUSE_PORT": "true"}
+SETTINGS = {
+    "MESH_RATE_LIMIT__ENABLED": "false",
+    "MESH_GATEWAY__REUSE_PORT": "true",
+    "MESH_GATEWAY__ACCESS_LOG": "false",  # Moleculer's gateway does not log either
+}
 BODY = b'{"query":"hello world this is a query","limit":10}'
 
 
