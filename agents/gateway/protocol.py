@@ -42,60 +42,20 @@ class _Reading(enum.Enum):
     BODY = enum.auto()
 
 
-class JoinedWrites:
-    """A transport that sends a response's head together with what follows it: uvicorn writes them
-    one by one, and each write is a system call (a tenth of a search's CPU).
-    """
+class WatchedTransport:
+    """A transport that says when a close has to wait until the client reads."""
 
-    __slots__ = ("_held", "_loop", "_on_unsent", "_transport")
+    __slots__ = ("_on_unsent", "_transport")
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        loop: asyncio.AbstractEventLoop,
-        on_unsent: Callable[[], None],
-    ) -> None:
-        """`on_unsent` hears of a close that has to wait until the client reads."""
+    def __init__(self, transport: asyncio.Transport, on_unsent: Callable[[], None]) -> None:
         self._transport = transport
-        self._loop = loop
         self._on_unsent = on_unsent
-        self._held: bytes | None = None
-
-    def write(self, data: bytes) -> None:
-        """Send `data`, with the next write or at the end of this turn of the loop."""
-        held = self._held
-        if held is None:
-            self._held = data
-            self._loop.call_soon(self.flush)
-        else:
-            self._held = None
-            self._transport.write(held + data)
-
-    def write_all(self, data: bytes) -> None:
-        """Send `data` now."""
-        self.flush()
-        if not self._transport.is_closing():
-            self._transport.write(data)
-
-    def flush(self) -> None:
-        """Send what is held."""
-        held = self._held
-        if held is not None:
-            self._held = None
-            if not self._transport.is_closing():
-                self._transport.write(held)
 
     def close(self) -> None:
-        """Send what is held, then hang up."""
-        self.flush()
+        """Hang up, once what was written is sent."""
         self._transport.close()
         if self._transport.get_write_buffer_size():
             self._on_unsent()
-
-    def abort(self) -> None:
-        """Hang up at once."""
-        self._held = None
-        self._transport.abort()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -128,8 +88,8 @@ class LimitedProtocol(HttpToolsProtocol):
     # -- connections -------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        joined = JoinedWrites(transport, self.loop, self._limit_writing)
-        super().connection_made(cast("asyncio.Transport", joined))
+        watched = WatchedTransport(transport, self._limit_writing)
+        super().connection_made(cast("asyncio.Transport", watched))
         if len(self.connections) > self.limits.max_connections:
             self._refuse(UnavailableError("too many connections", retry_after_ms=1000))
             return
@@ -367,7 +327,8 @@ def answer_at_once(send: Any, status: int, headers: list[Header], body: bytes) -
     parts += (b"\r\n", body)
     cycle.response_started = cycle.response_complete = True
     cycle.waiting_for_100_continue = False
-    cast("JoinedWrites", cycle.transport).write_all(b"".join(parts))
+    if not cycle.transport.is_closing():
+        cycle.transport.write(b"".join(parts))
     cycle.message_event.set()
     if not cycle.keep_alive:
         cycle.transport.close()
