@@ -1,0 +1,89 @@
+"""The bus, as the runtime sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+
+class Message(NamedTuple):
+    """One message from the bus; `reply` is empty where no answer is asked for."""
+
+    subject: str
+    reply: str
+    data: bytes
+
+
+Handler = Callable[[Message], None]
+"""Called in the read loop: quick, and free to raise (counted and logged, never fatal)."""
+
+
+class Subscription(Protocol):
+    """Interest in a subject, kept through reconnects."""
+
+    async def unsubscribe(self) -> None:
+        """Stop hearing; the broker knows when this returns."""
+        ...
+
+
+class Bus(Protocol):
+    """One hardened connection to the broker, with an own request multiplexer."""
+
+    @property
+    def identity(self) -> str:
+        """The token this connection speaks as: `<caller>` or `<node>` of section 3."""
+        ...
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there right now."""
+        ...
+
+    async def request(
+        self, subject: str, payload: bytes, *, responder: str, timeout_s: float
+    ) -> bytes:
+        """Send and await the one reply of `responder`. While the broker is away the request waits
+        for it within its own timeout, and is never sent after it.
+
+        Raises:
+            NoRespondersError: Nobody listens; known in about a millisecond.
+            DeadlineExceededError: No reply within `timeout_s` seconds.
+            DisconnectedError: The broker is or went away; a reply may have been lost.
+            TooLargeError: `payload` is beyond what the broker takes.
+        """
+        ...
+
+    def publish(self, subject: str, payload: bytes) -> None:
+        """Send and forget.
+
+        Raises:
+            DisconnectedError: The broker is away; nothing is buffered for later.
+            TooLargeError: `payload` is beyond what the broker takes.
+        """
+        ...
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        """Hear `subject`; interest is known to the broker when this returns."""
+        ...
+
+    async def gather(
+        self, subject: str, payload: bytes, *, responder: str, window_s: float
+    ) -> list[bytes]:
+        """Send to many and take every reply that comes within `window_s` seconds."""
+        ...
+
+    def on_connection(self, listener: Callable[[bool], None]) -> None:
+        """Have `listener(connected)` called whenever the broker goes or comes."""
+        ...
+
+    async def flush(self, *, timeout_s: float = 5.0) -> None:
+        """Return when the broker has processed everything sent so far.
+
+        Raises:
+            DeadlineExceededError, DisconnectedError
+        """
+        ...
+
+    async def close(self) -> None:
+        """Send what is pending, then hang up."""
+        ...

@@ -1,0 +1,126 @@
+"""A node's collections, and the vectors of their texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from mesh.types import SearchMode
+from mesh.wire.messages import CollectionInfo, Document, ShardHits, StoredDocument
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Embedder(Protocol):
+    """Text to unit vectors. May block: callers run it in a thread."""
+
+    @property
+    def id(self) -> str:
+        """Fingerprint: vectors of two embedders compare only where this is equal."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        ...
+
+    @property
+    def default_threshold(self) -> float:
+        """Cosine below which a hit of the vector leg is noise for this embedder."""
+        ...
+
+    def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """`(n, dim)` float32, L2-normalised; a text without known words gives a zero row."""
+        ...
+
+    def embed_query(self, text: str) -> npt.NDArray[np.float32]:
+        """`(dim,)` float32, L2-normalised."""
+        ...
+
+
+class Written(NamedTuple):
+    """What a write did. `changed` are the ids written or removed, in order of the input."""
+
+    changed: tuple[str, ...]
+    data_version: int
+
+
+class Documents(Protocol):
+    """A node's collections on disk."""
+
+    def collections(self) -> tuple[CollectionInfo, ...]:
+        """What there is now; cheap, no I/O."""
+        ...
+
+    async def index(self, collection: str, documents: Sequence[Document]) -> Written:
+        """Upsert by id, all or nothing; makes the collection if needed. Documents equal to what is
+        stored are left alone and not in `changed`.
+
+        Raises:
+            InvalidError: A document or metadata value that cannot be stored; nothing changed.
+        """
+        ...
+
+    async def update(self, collection: str, id: str, fields: Mapping[str, Any]) -> Written:  # noqa: A002
+        """Merge `fields` into one document: `content` replaces the text, other keys the metadata's
+        (null removes one).
+
+        Raises:
+            InvalidError, NotFoundError: Unknown collection; unknown document.
+        """
+        ...
+
+    async def delete(
+        self,
+        collection: str,
+        *,
+        ids: Sequence[str] = (),
+        filters: Mapping[str, Any] | None = None,
+    ) -> Written:
+        """Remove by id or by filter; ids that are not there are passed over.
+
+        Raises:
+            InvalidError: Unknown collection or column.
+        """
+        ...
+
+    async def drop(self, collection: str) -> None:
+        """Remove a collection with all its documents.
+
+        Raises:
+            InvalidError: Unknown collection.
+        """
+        ...
+
+    async def search(
+        self,
+        query: str,
+        *,
+        collections: Sequence[str] | None,
+        mode: SearchMode,
+        depth: int,
+        threshold: float | None,
+        filters: Mapping[str, Any],
+    ) -> tuple[ShardHits, ...]:
+        """Each leg's best `depth` candidates of every collection asked, with what a caller needs
+        to rank them globally. Collections this node does not hold are passed over.
+
+        Raises:
+            InvalidError: A filter on a column that none of the collections asked has, or that
+                does not fit the column's type.
+        """
+        ...
+
+    async def fetch(self, collection: str, ids: Sequence[str]) -> tuple[StoredDocument, ...]:
+        """Documents by id; those that are not there are passed over.
+
+        Raises:
+            InvalidError: Unknown collection.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Finish running writes."""
+        ...
