@@ -38,15 +38,18 @@ def run(
     data_dir: Path | None,
     collections: Sequence[Source],
     app: str | None,
+    operator: Path | None,
 ) -> int:
     """Run a node until it is told to stop; `config.nats` is resolved.
 
     Args:
         config: Settings; `node.name` names the node unless the app does.
-        state_dir: Its data is kept in `nodes/<slug>` of it,
+        state_dir: Its data and its key are kept in `nodes/<slug>` of it,
         data_dir: or here.
         collections: Loaded once it runs; a file that has not changed is not loaded again.
         app: `module:attribute` of a `mesh.Node`.
+        operator: Credentials file with which a node without a key registers itself; None: the
+            state folder's operator, if its mesh is the one meant.
 
     Raises:
         MeshError: It cannot start; says why.
@@ -59,7 +62,8 @@ def run(
     if not declared.name:
         raise ConfigError("a node needs a name: give --name or MESH_NODE__NAME")
     folder = data_dir or state_dir / "nodes" / bootstrap.slug_of(declared.name)
-    opened = bootstrap.node(declared, config, data_dir=folder)
+    operator = operator or bootstrap.find_operator(config.nats.servers, state_dir)
+    opened = bootstrap.node(declared, config, data_dir=folder, operator=operator)
     return until_stopped(_LoadedNode(opened, folder, collections))
 
 

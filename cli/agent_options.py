@@ -25,9 +25,11 @@ Url = Annotated[
     str | None,
     typer.Option(
         "--url",
+        "--nats",
         envvar="MESH_URL",
         metavar="URL",
-        help="The broker, nats://host:port. Default: what mesh.json in the state folder says.",
+        help="The broker, nats://host:port or tls://host:port."
+        " Default: what mesh.json in the state folder says.",
     ),
 ]
 Creds = Annotated[
@@ -36,7 +38,17 @@ Creds = Annotated[
         "--creds",
         envvar="MESH_CREDS",
         metavar="FILE",
-        help="JSON file with user and password. Default: the state folder's.",
+        help="Credentials file. Default: the state folder's.",
+    ),
+]
+NodeKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--creds",
+        envvar="MESH_CREDS",
+        metavar="FILE",
+        help="The node's credentials file, or a file with nothing but its API key."
+        " Default: MESH_NODE__API_KEY, or key.json in its data folder.",
     ),
 ]
 ConfigFile = Annotated[
@@ -64,9 +76,9 @@ def settings(file: Path | None, flags: Mapping[str, Any]) -> MeshConfig:
 
 
 def reachable(
-    given: MeshConfig, url: str | None, creds: Path | None, state_dir: Path, *, role: str
+    given: MeshConfig, url: str | None, creds: Path | None, state_dir: Path, *, role: str | None
 ) -> MeshConfig:
-    """Settings that say where the broker is and how to log in.
+    """Settings that say where the broker is and how to log in; `role` None: as a node.
 
     Raises:
         MeshError: Nothing leads to a mesh.

@@ -26,7 +26,7 @@ def broker(
         typer.Option(
             "--secrets",
             metavar="DIR",
-            help="Folder with USER.json of every user (mesh-agent credentials)."
+            help="Folder with broker.json (mesh-agent credentials): public keys, all it needs."
             " Default: the state folder's, made when needed.",
         ),
     ] = None,
@@ -45,6 +45,14 @@ def credentials(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Folder for the files; made when needed.")
     ],
+    node: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--node",
+            metavar="NAME",
+            help="Also nodes/NAME.json, for a node that nobody registers; may be repeated.",
+        ),
+    ] = None,
     containers: Annotated[
         bool,
         typer.Option(
@@ -54,10 +62,10 @@ def credentials(
     ] = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
-    """Make the broker's logins, a JSON file each; those that are there stay as they are."""
+    """Make everybody's credentials, a JSON file each; those that are there stay as they are."""
     from agents import broker as agent
 
-    for file in agent.make_credentials(out, shared=containers):
+    for file in agent.make_credentials(out, nodes=node or [], shared=containers):
         typer.echo(file)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import mesh
 from mesh.errors import (
     DeadlineExceededError,
     MeshError,
+    NoMasterError,
     NoRespondersError,
     StateError,
     UnavailableError,
@@ -34,15 +36,9 @@ class Options:
     """A `nats://` URL; None: the one in the state folder's `mesh.json`."""
     state_dir: str = DEFAULT_STATE_DIR
     credentials: str | None = None
-    """Path of a JSON file with `user` and `password`."""
+    """Path of a credentials file."""
     as_json: bool = False
     debug: bool = False
-
-
-class NoMasterError(UnavailableError):
-    """The broker is there, but no master answers on it."""
-
-    kind: ClassVar[str] = "no_master"
 
 
 class NotReachableError(UnavailableError):
@@ -52,8 +48,18 @@ class NotReachableError(UnavailableError):
 
 
 def connect(options: Options) -> AbstractAsyncContextManager[MeshClient]:
-    """The mesh that `options` name; the seam where tests put a client of their own."""
-    return mesh.connect(options.url, state_dir=options.state_dir, credentials=options.credentials)
+    """The mesh that `options` name, over a connection as `MESH_NATS__…` say; the seam where tests
+    put a client of their own.
+    """
+    from mesh import bootstrap
+
+    theirs = {name: text for name, text in os.environ.items() if name.startswith("MESH_NATS__")}
+    return mesh.connect(
+        options.url,
+        state_dir=options.state_dir,
+        credentials=options.credentials,
+        config=bootstrap.load_settings(toml=None, environ=theirs, flags={}),
+    )
 
 
 async def ask_master(answer: Awaitable[T]) -> T:
@@ -86,7 +92,7 @@ def run(options: Options, work: Callable[[MeshClient], Awaitable[T]]) -> T:
 
     Raises:
         NotReachableError: No mesh there.
-        NoMasterError: A broker with nothing on it.
+        NoMasterError: A broker with nothing on it, or nobody who could judge the login.
         MeshError: Of the login or the work.
     """
     _configure_logs(options)
@@ -95,6 +101,8 @@ def run(options: Options, work: Callable[[MeshClient], Awaitable[T]]) -> T:
         async with AsyncExitStack() as stack:
             try:
                 client = await stack.enter_async_context(connect(options))
+            except NoMasterError:
+                raise
             except (UnavailableError, DeadlineExceededError, StateError) as error:
                 raise NotReachableError(str(error)) from error
             if not client.routes.nodes and not client.routes.epoch:

@@ -19,6 +19,7 @@ from cli.agent_options import (
     ConfigFile,
     Creds,
     Debug,
+    NodeKey,
     StateDir,
     Url,
     logs,
@@ -128,7 +129,21 @@ def run(
         ),
     ] = None,
     url: Url = None,
-    creds: Creds = None,
+    creds: NodeKey = None,
+    operator: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Credentials of an operator: a node without a key registers itself with them."
+            " Default: the state folder's.",
+        ),
+    ] = None,
+    request_approval: Annotated[
+        bool,
+        typer.Option(
+            "--request-approval", help="Without a key: make one, and wait for an operator's yes."
+        ),
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Hold a replica of this shard. Default: one of its own."),
@@ -145,7 +160,11 @@ def run(
     config: ConfigFile = None,
     debug: Debug = False,
 ) -> None:
-    """Run a node: its collections, its actions."""
+    """Run a node: its collections, its actions.
+
+    A node logs in with a key of its own. One that has none gets it with MESH_NODE__JOIN_TOKEN, with
+    an operator's credentials, or by --request-approval, and keeps it in its data folder.
+    """
     from agents import node
 
     sources = [_collection(text) for text in collection or ()]
@@ -154,12 +173,20 @@ def run(
         "node.shard": shard,
         "node.weight": weight,
         "node.type": node_type,
+        "node.request_approval": request_approval or None,
         "search.embedder": embedder,
     }
-    found = reachable(settings(config, flags), url, creds, state_dir, role="node")
+    found = reachable(settings(config, flags), url, creds, state_dir, role=None)
     logs({"process": "node", "node": found.node.name or app_path or ""}, debug=debug)
     raise typer.Exit(
-        node.run(found, state_dir=state_dir, data_dir=data_dir, collections=sources, app=app_path)
+        node.run(
+            found,
+            state_dir=state_dir,
+            data_dir=data_dir,
+            collections=sources,
+            app=app_path,
+            operator=operator,
+        )
     )
 
 

@@ -93,6 +93,7 @@ def _curl(ready: Ready, token: str) -> str:
         [
             "curl",
             "-sS",
+            *(["--cacert", ready.certificate] if ready.certificate else []),
             f"{ready.http_url}{ready.prefix}/search",
             "-H",
             f"Authorization: Bearer {token}",

@@ -9,8 +9,9 @@ import asyncio
 import importlib
 import logging
 import random
+import secrets
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,11 +20,19 @@ import msgspec
 import structlog
 
 import mesh.adapters.clock as clocks
-from mesh.adapters.state import MeshFile, held, read_credentials, read_mesh
+from mesh.adapters.state import (
+    MeshFile,
+    held,
+    keep_private,
+    read_bytes,
+    read_credentials,
+    read_json,
+    read_mesh,
+)
 from mesh.adapters.state import write_json as save_json
-from mesh.config import MeshConfig, NatsConfig
-from mesh.errors import StateError, UnavailableError
-from mesh.ports import History
+from mesh.config import MeshConfig, NatsConfig, SecurityConfig
+from mesh.errors import MeshError, StateError, UnavailableError
+from mesh.ports import History, Login
 from mesh.types import VERSION
 from mesh.wire.subjects import slug_of, token
 
@@ -31,37 +40,49 @@ if TYPE_CHECKING:
     from mesh.adapters.logs import configure_logs as configure_logs
     from mesh.adapters.nats.broker import EmbeddedBroker as EmbeddedBroker
     from mesh.adapters.nats.bus import NatsBus
+    from mesh.adapters.nats.credentials import CredentialFiles
+    from mesh.adapters.nats.keys import BrokerKeys as BrokerKeys
+    from mesh.adapters.nats.keys import MasterCredentials
     from mesh.adapters.settings import load_settings as load_settings
+    from mesh.adapters.sql.registry import SqlRegistry
     from mesh.adapters.state import StateFolder as StateFolder
-    from mesh.adapters.state import make_credentials as make_credentials
     from mesh.adapters.state import write_json as write_json
     from mesh.core.backoff import Backoff as Backoff
     from mesh.core.rate_limit import RateLimiter as RateLimiter
     from mesh.core.scopes import allows as allows
     from mesh.core.scopes import allows_some_action as allows_some_action
+    from mesh.core.scopes import allows_some_search as allows_some_search
     from mesh.core.scopes import readable_actions as readable_actions
+    from mesh.core.scopes import searchable_collections as searchable_collections
+    from mesh.runtime.audit import AuditTrail
+    from mesh.runtime.caller import request_origin as request_origin
     from mesh.runtime.client import MeshClient
     from mesh.runtime.gatekeeper import Gatekeeper as Gatekeeper
+    from mesh.runtime.joining import Joining
     from mesh.runtime.master import Master
     from mesh.runtime.node import NodeServer as NodeServer
     from mesh.runtime.sdk import Node
+    from mesh.runtime.signing_keys import SigningKeys
     from mesh.wire.codec import decode as decode
     from mesh.wire.codec import invalid as invalid
 
 _LAZY = {
     "Backoff": "mesh.core.backoff",
+    "BrokerKeys": "mesh.adapters.nats.keys",
     "EmbeddedBroker": "mesh.adapters.nats.broker",
     "Gatekeeper": "mesh.runtime.gatekeeper",
     "RateLimiter": "mesh.core.rate_limit",
     "StateFolder": "mesh.adapters.state",
     "allows": "mesh.core.scopes",
     "allows_some_action": "mesh.core.scopes",
+    "allows_some_search": "mesh.core.scopes",
     "configure_logs": "mesh.adapters.logs",
     "decode": "mesh.wire.codec",
     "invalid": "mesh.wire.codec",
     "load_settings": "mesh.adapters.settings",
-    "make_credentials": "mesh.adapters.state",
     "readable_actions": "mesh.core.scopes",
+    "request_origin": "mesh.runtime.caller",
+    "searchable_collections": "mesh.core.scopes",
     "write_json": "mesh.adapters.state",
 }
 
@@ -69,12 +90,16 @@ __all__ = [
     "Gateway",
     "MeshFile",
     "connect",
+    "find_operator",
     "gateway",
     "load_app",
+    "make_credentials",
     "master",
     "node",
+    "read_broker_keys",
     "read_credentials",
     "read_documents",
+    "read_master_credentials",
     "read_mesh",
     "resolve_nats",
     "slug_of",
@@ -91,7 +116,8 @@ def __getattr__(name: str) -> Any:
 
 
 DEFAULT_STATE_DIR = ".mesh"
-_SIGNING_KEYS = "signing-keys.json"
+_KEY_FILE = "key.json"
+_FORMER_KEYS = "signing-keys.json"
 _PATIENCE_S = 10.0
 """How long a starting agent waits for a broker that may be starting as well."""
 
@@ -102,57 +128,131 @@ def resolve_nats(
     url: str | None,
     state_dir: str | Path | None,
     credentials: str | None,
-    role: str,
+    role: str | None,
 ) -> NatsConfig:
     """Where the broker is and how to log in.
 
     An address given (`url`, or `nats.servers` set) is used as it is; otherwise the state folder's
-    mesh.json says.
+    mesh.json says. Its credentials are for its own mesh alone: nobody else is shown them.
 
     Args:
         config: Settings so far.
         url: Address from a flag or `MESH_URL`.
         state_dir: Folder with a mesh.json.
         credentials: Credentials file from a flag or `MESH_CREDS`.
-        role: Which of the folder's credentials to use: `operator`, `node`, `master` or `gateway`.
+        role: Which of the folder's credentials to use: `operator`, `master` or `gateway`; None:
+            none of them, a node has a key of its own.
 
     Raises:
         MeshError: Neither leads to a mesh; says what to do.
     """
     login = credentials or config.credentials
-    if url:
-        return msgspec.structs.replace(config, servers=[url], credentials=login)
-    if config.servers:
-        return msgspec.structs.replace(config, credentials=login)
+    servers = [url] if url else config.servers
     folder = Path(state_dir or DEFAULT_STATE_DIR)
-    found = read_mesh(folder)
-    login = login or found.credentials.get(role, "")
-    if not login:
+    found = _mesh_at(folder, servers) if servers else read_mesh(folder)
+    if found is not None:
+        servers = servers or [found.nats_url]
+        login = login or found.credentials.get(role or "", "")
+        if config.tls_ca == config.tls_cert == "":
+            config = msgspec.structs.replace(
+                config, tls_ca=found.tls_ca, tls_cert=found.tls_cert, tls_key=found.tls_key
+            )
+    if role is not None and not login:
+        whose = "" if found is None else f" of its {role!r}"
         raise StateError(
-            f"mesh.json in {folder} names no credentials for {role!r}: start the mesh again, "
-            "or give --creds/MESH_CREDS"
+            f"no credentials{whose} for {', '.join(servers)}: give a file with --creds/MESH_CREDS"
+            + ("" if found is None else f", or start the mesh in {folder} again")
         )
-    return msgspec.structs.replace(config, servers=[found.nats_url], credentials=login)
+    return msgspec.structs.replace(config, servers=servers, credentials=login)
+
+
+def _mesh_at(folder: Path, servers: Sequence[str]) -> MeshFile | None:
+    """The state folder's mesh, if that is the one at this address."""
+    try:
+        found = read_mesh(folder)
+    except MeshError:
+        return None
+    return found if found.nats_url in servers else None
+
+
+def find_operator(servers: Sequence[str], state_dir: str | Path) -> Path | None:
+    """The operator's credentials file of the state folder's mesh, if that is at `servers`."""
+    found = _mesh_at(Path(state_dir), servers)
+    file = found.credentials.get("operator") if found else None
+    return Path(file) if file else None
 
 
 async def connect_bus(
-    identity: str | None, config: NatsConfig, *, patience_s: float = 0.0
+    identity: str | None,
+    config: NatsConfig,
+    *,
+    login: Login | None = None,
+    patience_s: float = 0.0,
 ) -> NatsBus:
-    """A connection that speaks as `identity`; None: as the login's user.
+    """A connection to the broker.
+
+    Args:
+        identity: Whom it speaks as; None: the login's user, as the broker wants it of all but
+            masters.
+        config: Where the broker is.
+        login: None: of `config.credentials`.
+        patience_s: How long to go on trying while nobody answers.
 
     Raises:
-        DisconnectedError, UnauthorizedError, StateError
+        DisconnectedError: No broker there; NoMasterError: no master could judge the login.
+        UnauthorizedError: The login is refused.
+        StateError: There is none, or its file cannot be read.
     """
     from mesh.adapters.nats.bus import NatsBus
 
-    user: str | None = None
-    password: str | None = None
-    if config.credentials:
+    if login is None:
+        if not config.credentials:
+            raise StateError("no credentials: give a file with --creds/MESH_CREDS")
         login = read_credentials(Path(config.credentials))
-        user, password = login.user, login.password
-    return await NatsBus.connect(
-        identity or user or "operator", config, user=user, password=password, patience_s=patience_s
-    )
+    return await NatsBus.connect(identity or login.user, config, login=login, patience_s=patience_s)
+
+
+def make_credentials(
+    folder: Path, *, nodes: Sequence[str] = (), shared: bool = False
+) -> CredentialFiles:
+    """See that a folder has everybody's credentials: what is missing is made, the rest stays.
+
+    Args:
+        folder: Exists, and nobody else may enter it.
+        nodes: Slugs of nodes that get a file of their own.
+        shared: Whoever is given one of the files may read it.
+
+    Raises:
+        StateError: A file that cannot be read or written.
+        InvalidError: Not the name of a node.
+    """
+    from mesh.adapters.nats.credentials import make
+
+    mode = 0o444 if shared else 0o600
+    return make(folder, nodes=nodes, mode=mode, save=save_json, read=read_bytes)
+
+
+def read_master_credentials(file: Path) -> MasterCredentials:
+    """Everything in `master.json`.
+
+    Raises:
+        StateError: It cannot be read, or is another file.
+    """
+    from mesh.adapters.nats.keys import MasterCredentials
+
+    keep_private(file)
+    return read_json(file, MasterCredentials, advice="give the master.json of the mesh")
+
+
+def read_broker_keys(file: Path) -> BrokerKeys:
+    """The public keys in `broker.json`.
+
+    Raises:
+        StateError: It cannot be read, or is another file.
+    """
+    from mesh.adapters.nats.keys import BrokerKeys
+
+    return read_json(file, BrokerKeys, advice="make it again with `mesh-agent credentials`")
 
 
 class connect:  # noqa: N801 (reads as a verb where it is used)
@@ -161,14 +261,14 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
     Args:
         url: `nats://` address; None: from the state folder's mesh.json.
         state_dir: Folder of a mesh on this machine; None: `.mesh`.
-        credentials: JSON file with `user` and `password`; None: the state folder's operator's.
-        identity: Who the caller is, one subject token; None: the login's user.
+        credentials: Credentials file: who logs in is who speaks. None: the state folder's
+            operator, if its mesh is the one at `url`.
         config: Settings; None: defaults.
 
     Raises:
-        DisconnectedError: No broker there.
-        UnauthorizedError: It refuses the login.
-        StateError: No such state folder.
+        DisconnectedError: No broker there, or no master that could judge the login.
+        UnauthorizedError: The login is refused.
+        StateError: No such state folder, or no credentials.
     """
 
     def __init__(
@@ -177,13 +277,11 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
         *,
         state_dir: str | Path | None = None,
         credentials: str | Path | None = None,
-        identity: str | None = None,
         config: MeshConfig | None = None,
     ) -> None:
         self._url = url
         self._state_dir = state_dir
         self._credentials = str(credentials) if credentials else None
-        self._identity = identity
         self._config = config or MeshConfig()
         self._client: MeshClient | None = None
 
@@ -202,7 +300,7 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
             credentials=self._credentials,
             role="operator",
         )
-        bus = await connect_bus(self._identity, nats)
+        bus = await connect_bus(None, nats)
         client = MeshClient(bus, self._config, clocks.SystemClock())
         try:
             await client.start()
@@ -224,17 +322,22 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
 
 
 @asynccontextmanager
-async def node(declared: Node, config: MeshConfig, *, data_dir: Path) -> AsyncIterator[NodeServer]:
-    """A node that runs while the block does.
+async def node(
+    declared: Node, config: MeshConfig, *, data_dir: Path, operator: Path | None = None
+) -> AsyncIterator[NodeServer]:
+    """A node that runs while the block does. One without a key gets one first; `mesh.runtime.
+    joining` says how, and keeps it in `key.json` of the folder.
 
     Args:
         declared: Name, actions and searches.
-        config: With `nats` resolved (`resolve_nats`).
-        data_dir: Folder of this node alone: collections, journal.
+        config: With `nats` resolved (`resolve_nats`); `nats.credentials` is the node's own.
+        data_dir: Folder of this node alone: key, collections, journal.
+        operator: Credentials file of somebody who may register it.
 
     Raises:
-        ConflictError: A node of this name runs already.
-        StateError: The folder is in use or not writable.
+        ConflictError: A node of this name runs already, or another one is registered.
+        UnauthorizedError: Its key, or what it should get one with, is no longer good.
+        StateError: The folder is in use or not writable; or there is no way in.
     """
     from mesh.adapters.embedders import load_embedder
     from mesh.adapters.lance import LanceDocuments
@@ -244,9 +347,16 @@ async def node(declared: Node, config: MeshConfig, *, data_dir: Path) -> AsyncIt
 
     slug = slug_of(declared.name)
     clock = clocks.SystemClock()
-    with held(data_dir):
-        embedder = await asyncio.to_thread(load_embedder, config.search.embedder)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(held(data_dir))
+        joining = _joining(declared, config, data_dir, operator)
+        # Seconds of work for a thread, while we may wait for a master.
+        loading = asyncio.create_task(asyncio.to_thread(load_embedder, config.search.embedder))
+        stack.callback(loading.cancel)
+        login, bus = await joining.enter()
         async with AsyncExitStack() as opened:
+            opened.push_async_callback(bus.close)
+            embedder = await loading
             documents = await LanceDocuments.open(
                 data_dir / "collections",
                 embedder=embedder,
@@ -257,15 +367,13 @@ async def node(declared: Node, config: MeshConfig, *, data_dir: Path) -> AsyncIt
             opened.push_async_callback(documents.close)
             journal = await SqlJournal.open(data_dir / "journal.db")
             opened.push_async_callback(journal.close)
-            bus = await connect_bus(slug, config.nats, patience_s=_PATIENCE_S)
-            opened.push_async_callback(bus.close)
             server = NodeServer(
                 declared,
                 config,
                 slug=slug,
                 version=VERSION,
                 bus=bus,
-                connect_heartbeat=lambda: connect_bus(slug, config.nats),
+                connect_heartbeat=lambda: connect_bus(None, config.nats, login=login),
                 documents=documents,
                 embedder=embedder,
                 journal=journal,
@@ -275,10 +383,73 @@ async def node(declared: Node, config: MeshConfig, *, data_dir: Path) -> AsyncIt
             )
             await server.start()
             opened.pop_all()  # from here on `stop` closes all of it
-        try:
-            yield server
-        finally:
-            await server.stop()
+        stack.push_async_callback(server.stop)
+        yield server
+
+
+def _joining(
+    declared: Node, config: MeshConfig, data_dir: Path, operator: Path | None
+) -> Joining[NatsBus]:
+    """How the node comes in.
+
+    Raises:
+        StateError: A key or credentials file cannot be read, or is somebody else's.
+        InvalidError: The node cannot be called so.
+    """
+    from mesh.adapters.nats.keys import make_login
+    from mesh.runtime.joining import Joining, KeyFile, Ways
+    from mesh.wire.codec import convert
+    from mesh.wire.messages import NodeRegister
+
+    slug = slug_of(declared.name)
+    settings, nats = config.node, config.nats
+    given = None
+    if nats.credentials:
+        given = _own_key(Path(nats.credentials), slug)
+    elif settings.api_key:
+        given = Login(user=slug, password=settings.api_key)
+    asked = {
+        "name": declared.name,
+        "type": settings.type,
+        "weight": settings.weight,
+        "capabilities": settings.capabilities,
+    }
+    kept = data_dir / _KEY_FILE
+    return Joining(
+        slug,
+        convert(asked, NodeRegister),
+        Ways(
+            given=given,
+            key_file=KeyFile(
+                path=str(kept),
+                read=lambda: _own_key(kept, slug) if kept.exists() else None,
+                write=lambda login: save_json(kept, login),
+            ),
+            join_token=settings.join_token,
+            operator=read_credentials(operator) if operator else None,
+            request_approval=settings.request_approval,
+        ),
+        lambda login: connect_bus(None, nats, login=login, patience_s=_PATIENCE_S),
+        clocks.SystemClock(),
+        version=VERSION,
+        random_name=lambda: f"join-{secrets.token_hex(16)}",
+        new_key=lambda: make_login(slug),
+    )
+
+
+def _own_key(file: Path, slug: str) -> Login:
+    """The node's login: from a credentials file, or from one with nothing but the key.
+
+    Raises:
+        StateError: It cannot be read, or is somebody else's.
+    """
+    login = read_credentials(file, user=slug)
+    if login.user != slug:
+        raise StateError(
+            f"{file} is the login of {login.user!r}, and this node is {slug!r}: give its own key "
+            "(--creds, MESH_CREDS or nats.credentials)"
+        )
+    return login
 
 
 @asynccontextmanager
@@ -286,55 +457,105 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
     """A master that runs while the block does.
 
     Args:
-        config: With `nats` resolved (`resolve_nats`).
-        data_dir: Where the keys that sign tokens are kept, and the registry unless
-            `master.database` says otherwise.
+        config: With `nats` resolved (`resolve_nats`); `nats.credentials` is the masters' file.
+        data_dir: Where the registry is kept unless `master.database` says otherwise.
 
     Raises:
-        StateError: The folder or the database cannot be used.
+        StateError: The folder, the database or the credentials cannot be used.
+        DisconnectedError: No broker there.
+        UnauthorizedError: It does not know these masters.
     """
-    from mesh.adapters.jwt import JwtSigner
+    from mesh.adapters.addresses import check_url
+    from mesh.adapters.nats.audit import JetStreamAudit
+    from mesh.adapters.nats.bouncer import NatsBouncer
+    from mesh.adapters.nats.callout import NatsDoorman
     from mesh.adapters.nats.history import JetStreamHistory
     from mesh.adapters.sql.registry import SqlRegistry
+    from mesh.runtime.audit import AuditTrail
     from mesh.runtime.master import Master
 
     clock = clocks.SystemClock()
-    with held(data_dir):
-        signer = JwtSigner.open(
-            data_dir / _SIGNING_KEYS,
-            issuer=config.security.issuer,
-            audience=config.security.audience,
-            at=clock.unix_ms(),
-            save=save_json,
-        )
+    nats, security = config.nats, config.security
+    if not nats.credentials:
+        raise StateError("a master needs its credentials (master.json): give --creds/MESH_CREDS")
+    async with AsyncExitStack() as stack:
+        stack.enter_context(held(data_dir))
+        own = read_master_credentials(Path(nats.credentials))
         database = config.master.database or f"sqlite+aiosqlite:///{data_dir / 'registry.db'}"
         registry = await SqlRegistry.open(database)
-        try:
-            bus = await connect_bus("master", config.nats, patience_s=_PATIENCE_S)
-            try:
-                history = JetStreamHistory(bus)
-                await _prepared(history)
-                running = Master(
-                    bus=bus,
-                    registry=registry,
-                    history=history,
-                    clock=clock,
-                    tokens=registry.tokens,
-                    signer=signer,
-                    health=config.health,
-                    config=config.master,
-                    security=config.security,
-                    incarnation=clock.unix_ms(),
-                )
-                await running.start()
-                try:
-                    yield running
-                finally:
-                    await running.stop()
-            finally:
-                await bus.close()
-        finally:
-            await registry.close()
+        stack.push_async_callback(registry.close)
+        buses = []
+        for login in (own.login(), own.auth_login(), own.sys_login()):
+            bus = await connect_bus(None, nats, login=login, patience_s=_PATIENCE_S)
+            stack.push_async_callback(bus.close)
+            buses.append(bus)
+        bus, of_logins, of_system = buses
+        history = JetStreamHistory(bus)
+        await _prepared(history)
+        audit = AuditTrail(
+            registry.audit,
+            JetStreamAudit(bus, days=security.audit_days),
+            clock,
+            audit_days=security.audit_days,
+        )
+        running = Master(
+            bus,
+            registry,
+            history,
+            clock,
+            tokens=registry.tokens,
+            logins=registry.logins,
+            doorman=NatsDoorman(of_logins, own, clock),
+            bouncer=NatsBouncer(of_system),
+            signing=_signing(
+                security,
+                registry=registry,
+                bus=bus,
+                issuer_seed=own.issuer_nkey,
+                audit=audit,
+                former=data_dir / _FORMER_KEYS,
+            ),
+            audit=audit,
+            check_url=check_url(security),
+            seedlings=own.seedlings,
+            health=config.health,
+            config=config.master,
+            security=security,
+            rate_limit=config.rate_limit,
+            incarnation=clock.unix_ms(),
+        )
+        await running.start()
+        stack.push_async_callback(running.stop)
+        yield running
+
+
+def _signing(
+    security: SecurityConfig,
+    *,
+    registry: SqlRegistry,
+    bus: NatsBus,
+    issuer_seed: str,
+    audit: AuditTrail,
+    former: Path,
+) -> SigningKeys:
+    """What signs access tokens: a secret of the settings, or the masters' own ring of keys."""
+    from mesh.adapters.former_keys import FormerKeyFile
+    from mesh.adapters.jwt import Ed25519Mint, SecretSigner
+    from mesh.adapters.sealing import SeedSealer
+    from mesh.runtime.signing_keys import KeyRing, SharedSecret
+
+    names = {"issuer": security.issuer, "audience": security.audience}
+    if security.jwt_secret:
+        return SharedSecret(SecretSigner(security.jwt_secret, **names))
+    return KeyRing(
+        registry.signing_keys,
+        bus,
+        clocks.SystemClock(),
+        mint=Ed25519Mint(**names),
+        sealer=SeedSealer(issuer_seed),
+        audit=audit,
+        former=FormerKeyFile(former),
+    )
 
 
 class Gateway(NamedTuple):
@@ -356,16 +577,19 @@ async def gateway(config: MeshConfig) -> AsyncIterator[Gateway]:
         DisconnectedError: No broker there.
         UnauthorizedError: It refuses the login.
     """
-    from mesh.adapters.jwt import JwtVerifier
+    from mesh.adapters.jwt import token_verifier
     from mesh.runtime.client import MeshClient
     from mesh.runtime.gatekeeper import Gatekeeper
 
     clock = clocks.SystemClock()
     security = config.security
-    verifier = JwtVerifier(
-        issuer=security.issuer, audience=security.audience, leeway_s=security.clock_skew_s
+    verifier = token_verifier(
+        secret=security.jwt_secret,
+        issuer=security.issuer,
+        audience=security.audience,
+        leeway_s=security.clock_skew_s,
     )
-    bus = await connect_bus("gateway", config.nats, patience_s=_PATIENCE_S)
+    bus = await connect_bus(None, config.nats, patience_s=_PATIENCE_S)
     client = MeshClient(bus, config, clock)
     gatekeeper = Gatekeeper(bus, client.access, verifier, clock)
     try:

@@ -12,10 +12,23 @@ from msgspec import Meta
 from mesh.types import MergeStrategy
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+_LEAST_SECRET_CHARS = 32
+
+
+SECRETS = frozenset({"api_key", "database", "join_token", "jwt_secret"})
+"""Settings that nobody is shown; a database's address may hold a password."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all sections: frozen, strict."""
+    """Base of all sections: frozen, strict, and discreet."""
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}=…" if name in SECRETS and value else f"{name}={value!r}"
+            for name in self.__struct_fields__
+            for value in (getattr(self, name),)
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class NatsConfig(Settings, frozen=True, kw_only=True):
@@ -24,7 +37,17 @@ class NatsConfig(Settings, frozen=True, kw_only=True):
     servers: list[str] = []
     """URLs of one cluster; empty: what mesh.json in the state folder says."""
     credentials: str = ""
-    """Path of a JSON file with `user` and `password`; readable by its owner alone."""
+    """Path of a file that its owner alone can read: JSON with `user` and `password`, or `user` and
+    `nkey`.
+    """
+    tls_ca: str = ""
+    """Path of the certificates (PEM) that vouch for the broker's; empty: the system's. Only
+    `tls://` addresses speak TLS for sure.
+    """
+    tls_cert: str = ""
+    """Path of our own certificate (PEM), where the broker asks for one."""
+    tls_key: str = ""
+    """Path of its key (PEM)."""
     connect_timeout_s: Seconds = 5.0
     ping_interval_s: Seconds = 5.0
     max_outstanding_pings: Annotated[int, Meta(ge=1, le=100)] = 2
@@ -32,6 +55,10 @@ class NatsConfig(Settings, frozen=True, kw_only=True):
     """How often the embedded broker forces JetStream to disk; `always` survives a power cut."""
     max_pending_bytes: Annotated[int, Meta(ge=65_536)] = 16 * 1024 * 1024
     """Unsent bytes beyond which new requests are refused as overloaded."""
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError (msgspec turns it into its own)."""
+        _both(self, "tls_cert", "tls_key")
 
 
 class NodeConfig(Settings, frozen=True, kw_only=True):
@@ -49,6 +76,14 @@ class NodeConfig(Settings, frozen=True, kw_only=True):
     """How long a stopping node lets running work finish."""
     outcome_days: Annotated[float, Meta(gt=0, le=3650)] = 1.0
     """How long the outcome of an action answers its id."""
+    api_key: Annotated[str, Meta(pattern=r"^(nmk_[A-Za-z0-9_-]{43})?(?!\n)$")] = ""
+    """Empty: the one in its data folder, see docs/guide.md for how it gets there."""
+    join_token: Annotated[str, Meta(pattern=r"^(nmj_[A-Za-z0-9_-]{43})?(?!\n)$")] = ""
+    """With this a node without a key registers itself."""
+    request_approval: bool = False
+    """A node without a key makes one and waits until an operator lets it in; the masters must be
+    told `security.approval_queue`.
+    """
 
 
 class HealthConfig(Settings, frozen=True, kw_only=True):
@@ -116,10 +151,39 @@ class GatewayConfig(Settings, frozen=True, kw_only=True):
     stop_grace_s: Seconds = 10.0
     """How long a stopping gateway lets running requests finish."""
     access_log: bool = True
+    tls_cert: str = ""
+    """Path of a certificate with its chain (PEM): with it and `tls_key` the gateway speaks HTTPS
+    and nothing else.
+    """
+    tls_key: str = ""
+    """Path of its key (PEM)."""
+    cors_origins: list[str] = []
+    """Origins (`https://app.example`) whose pages may read answers; empty: none."""
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError (msgspec turns it into its own)."""
+        _both(self, "tls_cert", "tls_key")
+
+
+class BrokerConfig(Settings, frozen=True, kw_only=True):
+    """The broker that `mesh-agent broker` and `mesh-agent up` run."""
+
+    tls_cert: str = ""
+    """Path of its certificate (PEM): with it and `tls_key` nobody logs in without TLS."""
+    tls_key: str = ""
+    """Path of its key (PEM)."""
+    tls_client_ca: str = ""
+    """Path of certificates (PEM): whoever logs in must show one that these vouch for."""
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError (msgspec turns it into its own)."""
+        _both(self, "tls_cert", "tls_key")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
 
 
 class SecurityConfig(Settings, frozen=True, kw_only=True):
-    """Tokens."""
+    """Tokens, joining, audit."""
 
     issuer: Annotated[str, Meta(min_length=1, max_length=200)] = "nodemesh"
     audience: Annotated[str, Meta(min_length=1, max_length=200)] = "nodemesh"
@@ -127,6 +191,22 @@ class SecurityConfig(Settings, frozen=True, kw_only=True):
     """Lifetime of an access token that a node gets, and that a refresh gives."""
     refresh_token_s: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 30 * 86_400
     clock_skew_s: Annotated[float, Meta(ge=0, le=300)] = 5.0
+    jwt_secret: Annotated[str, Meta(max_length=1024)] = ""
+    """Sign tokens with this secret (HS256, 32 characters at least) instead of with the masters' own
+    keys; masters and gateways must be given the same one. Also `MESH_JWT_SECRET`.
+    """
+    approval_queue: bool = False
+    """Nodes that nobody announced may wait for `meshctl nodes approve`."""
+    max_pending: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    """How many may wait; later ones are turned away."""
+    allow_private_urls: bool = False
+    """HTTP nodes may have loopback, link-local and private addresses."""
+    audit_days: Annotated[float, Meta(gt=0, le=36_500)] = 400.0
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError (msgspec turns it into its own)."""
+        if self.jwt_secret and len(self.jwt_secret) < _LEAST_SECRET_CHARS:
+            raise ValueError(f"jwt_secret must have at least {_LEAST_SECRET_CHARS} characters")
 
 
 class RateLimitConfig(Settings, frozen=True, kw_only=True):
@@ -135,6 +215,15 @@ class RateLimitConfig(Settings, frozen=True, kw_only=True):
     enabled: bool = True
     max_attempts: Annotated[int, Meta(ge=1, le=1_000_000)] = 60
     period_s: Seconds = 60.0
+    bus: bool = False
+    """Limit callers on the bus too, at each node and master by itself."""
+    bus_max_attempts: Annotated[int, Meta(ge=1, le=10_000_000)] = 6000
+    """Requests of a caller to one node or master in `period_s`."""
+
+
+def _both(section: Settings, first: str, second: str) -> None:
+    if bool(getattr(section, first)) is not bool(getattr(section, second)):
+        raise ValueError(f"{first} and {second} go together")
 
 
 class MeshConfig(Settings, frozen=True, kw_only=True):
@@ -147,5 +236,6 @@ class MeshConfig(Settings, frozen=True, kw_only=True):
     search: SearchConfig = SearchConfig()
     master: MasterConfig = MasterConfig()
     gateway: GatewayConfig = GatewayConfig()
+    broker: BrokerConfig = BrokerConfig()
     security: SecurityConfig = SecurityConfig()
     rate_limit: RateLimitConfig = RateLimitConfig()

@@ -51,6 +51,12 @@ class UnauthorizedError(MeshError):
     kind = "unauthorized"
 
 
+class UntrustedError(UnauthorizedError):
+    """We do not believe the other side, or it does not believe us: TLS did not come about."""
+
+    kind = "untrusted"
+
+
 class ForbiddenError(MeshError):
     """Known, but not allowed."""
 
@@ -125,6 +131,12 @@ class DisconnectedError(UnavailableError):
     """The broker is away; the request was not sent, or its reply may be lost."""
 
     kind = "disconnected"
+
+
+class NoMasterError(DisconnectedError):
+    """The broker is there, but no master answers on it: nobody can be let in."""
+
+    kind = "no_master"
 
 
 class OverloadedError(UnavailableError):

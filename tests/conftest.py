@@ -26,8 +26,8 @@ def plain_logs() -> None:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
-    """A running broker of the test's own: `url`, `login(user)`, `credentials(user)`; `stop`,
-    `kill`, `start` (same port, same data), `pause`, `resume`.
+    """A running broker of the test's own: `url`, `login()`, `credentials(role)`; `stop`, `kill`,
+    `start` (same port, same data), `pause`, `resume`.
     """
     process = BrokerProcess(tmp_path)
     process.start()

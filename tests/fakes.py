@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from mesh.errors import (
+    ConflictError,
     DeadlineExceededError,
     DisconnectedError,
     NoRespondersError,
@@ -17,15 +21,32 @@ from mesh.errors import (
 )
 from mesh.ports import (
     AccessTokenRecord,
+    Candidate,
     Handler,
     JoinTokenRecord,
+    Judge,
+    KeyHolder,
     Message,
     NodeAccess,
     RefreshTokenRecord,
+    Seedling,
+    Sown,
+    Verb,
+    Wait,
 )
 from mesh.types import Status
 from mesh.wire import codec, subjects
-from mesh.wire.messages import HistoryRecord, TokenInfo
+from mesh.wire.messages import (
+    HistoryRecord,
+    Identity,
+    NodeRecord,
+    NodeUpdate,
+    PendingNode,
+    PublicKey,
+    Request,
+    TokenInfo,
+    User,
+)
 
 
 def matches(pattern: str, subject: str) -> bool:
@@ -326,18 +347,13 @@ class _Issued:
 
 
 class MemoryTokenStore:
-    """`mesh.ports.TokenStore` in dicts. `nodes` and `keys` stand for the registry beside it."""
+    """`mesh.ports.TokenStore` in dicts. `logins` stands for the registry beside it."""
 
-    def __init__(self) -> None:
-        self.nodes: dict[str, NodeAccess] = {}
-        self.keys: dict[str, str] = {}
+    def __init__(self, logins: MemoryLoginStore | None = None) -> None:
+        self.logins = logins or MemoryLoginStore()
         self._access: dict[str, _Issued] = {}
         self._refresh: dict[str, _Issued] = {}
         self._join: dict[str, _Issued] = {}
-
-    def add_node(self, slug: str, key: str, *, scopes: tuple[str, ...]) -> None:
-        self.nodes[slug] = NodeAccess(slug, Status.ACTIVE, scopes)
-        self.keys[slug] = key
 
     async def add(
         self, access: AccessTokenRecord, refresh: RefreshTokenRecord | None = None
@@ -415,20 +431,19 @@ class MemoryTokenStore:
                 return one.record._replace(uses_left=one.uses_left)
         return None
 
+    async def good_join(self, digest: str, *, at: int) -> str | None:
+        good = (one for one in self._join.values() if one.record.digest == digest and one.good(at))
+        return next((one.record.id for one in good), None)
+
     async def give_back_join(self, id: str) -> None:  # noqa: A002
         one = self._join[id]
         one.uses_left = None if one.uses_left is None else one.uses_left + 1
 
-    async def node_of_key(self, digest: str) -> NodeAccess | None:
-        return next((self.nodes[slug] for slug, key in self.keys.items() if key == digest), None)
-
     async def node(self, slug: str) -> NodeAccess | None:
-        return self.nodes.get(slug)
-
-    async def set_key(self, slug: str, digest: str) -> None:
-        if slug not in self.nodes:
-            raise NotFoundError(f"no node {slug!r} is registered")
-        self.keys[slug] = digest
+        holder = self.logins.holders.get(slug)
+        if holder is None or not holder.node:
+            return None
+        return NodeAccess(slug, holder.status, holder.scopes)
 
     async def prune(self, *, before: int) -> int:
         gone = 0
@@ -451,3 +466,312 @@ def _info(kind: str, one: _Issued, subject: str, node: bool, uses_left: int | No
         revoked_at=one.revoked_at,
         uses_left=uses_left,
     )
+
+
+class _Waiting:
+    def __init__(self, candidate: Candidate, at: int) -> None:
+        self.candidate = candidate
+        self.first_seen = self.last_seen = at
+        self.rejected_at: int | None = None
+
+    def shown(self) -> PendingNode:
+        return PendingNode(
+            id=self.candidate.id,
+            name=self.candidate.slug,
+            fingerprint=self.candidate.digest[:16],
+            address=self.candidate.address,
+            first_seen=self.first_seen,
+            last_seen=self.last_seen,
+        )
+
+
+class MemoryLoginStore:
+    """`mesh.ports.LoginStore` in dicts; nodes are registered through `MemoryRegistry`."""
+
+    def __init__(self) -> None:
+        self.available = True
+        self.holders: dict[str, KeyHolder] = {}
+        self.records: dict[str, NodeRecord] = {}
+        self._users: dict[str, User] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        self._sown: set[str] = set()
+
+    def give(self, holder: KeyHolder) -> None:
+        """One name, one holder, and nobody waits for it."""
+        if holder.name in self.holders:
+            raise ConflictError(f"there is a node or user {holder.name!r} already")
+        self.holders[holder.name] = holder
+        for one in self._waits():
+            if one.candidate.slug == holder.name:
+                del self._waiting[one.candidate.id]
+
+    def register(self, record: NodeRecord, digest: str, scopes: Sequence[str]) -> None:
+        self.give(KeyHolder(record.slug, True, record.status, tuple(scopes), digest, None, 0))
+        self.records[record.slug] = record
+
+    def check(self) -> None:
+        if not self.available:
+            raise UnavailableError("the database is not available")
+
+    async def find(self, name: str) -> KeyHolder | None:
+        self.check()
+        return self.holders.get(name)
+
+    async def of_key(self, digest: str, *, at: int) -> KeyHolder | None:
+        self.check()
+        for holder in self.holders.values():
+            previous = holder.previous_digest if holder.overlaps(at) else None
+            if digest in (holder.digest, previous):
+                return holder
+        return None
+
+    async def rotate(self, name: str, digest: str, *, node: bool, previous_until: int) -> KeyHolder:
+        before = self.holders.get(name)
+        if before is None or before.node is not node:
+            raise NotFoundError(f"no {'node' if node else 'user'} {name!r} is registered")
+        self.holders[name] = before._replace(
+            digest=digest,
+            previous_digest=before.digest if previous_until else None,
+            previous_until=previous_until,
+        )
+        return before
+
+    async def adopt(self, slug: str, digest: str) -> bool:
+        holder, record = self.holders.get(slug), self.records.get(slug)
+        if holder is None or record is None or holder.status is not Status.ACTIVE:
+            return False
+        if record.incarnation and holder.digest is not None:
+            return False
+        self.holders[slug] = holder._replace(digest=digest, previous_digest=None, previous_until=0)
+        return True
+
+    async def ended_overlaps(self, *, at: int) -> list[KeyHolder]:
+        self.check()
+        return [holder for holder in self.holders.values() if 0 < holder.previous_until <= at]
+
+    async def forget_previous(self, name: str, *, at: int) -> None:
+        holder = self.holders.get(name)
+        if holder is not None and 0 < holder.previous_until <= at:
+            self.holders[name] = holder._replace(previous_digest=None, previous_until=0)
+
+    async def create_user(self, user: User, digest: str) -> None:
+        self.give(KeyHolder(user.name, False, Status.ACTIVE, tuple(user.scopes), digest, None, 0))
+        self._users[user.name] = user
+
+    async def users(self) -> list[User]:
+        return [self._users[name] for name in sorted(self._users)]
+
+    async def remove_user(self, name: str) -> User:
+        if name not in self._users:
+            raise NotFoundError(f"there is no user {name!r}")
+        del self.holders[name]
+        return self._users.pop(name)
+
+    def _waits(self) -> list[_Waiting]:
+        waiting = [one for one in self._waiting.values() if one.rejected_at is None]
+        return sorted(waiting, key=lambda one: (one.first_seen, one.candidate.id))
+
+    async def wait(self, candidate: Candidate, *, at: int, most: int, refresh_ms: int) -> Wait:
+        self.check()
+        key = (candidate.slug, candidate.digest)
+        for one in self._waiting.values():
+            if (one.candidate.slug, one.candidate.digest) == key:
+                if one.rejected_at is not None:
+                    return Wait.REJECTED
+                if at - one.last_seen >= refresh_ms:
+                    one.last_seen = at
+                    one.candidate = one.candidate._replace(address=candidate.address)
+                return Wait.KNOWN
+        if len(self._waits()) >= most:
+            return Wait.FULL
+        if candidate.slug in self.holders:
+            return Wait.TAKEN
+        self._waiting[candidate.id] = _Waiting(candidate, at)
+        return Wait.ENTERED
+
+    async def pending(self) -> list[PendingNode]:
+        return [one.shown() for one in self._waits()]
+
+    async def approve(self, id: str, record: NodeRecord, *, scopes: list[str]) -> bool:  # noqa: A002
+        one = self._waiting.get(id)
+        if one is None or one.rejected_at is not None:
+            return False
+        self.register(record, one.candidate.digest, scopes)
+        self._waiting.pop(id, None)
+        return True
+
+    async def reject(self, id: str, *, at: int) -> PendingNode | None:  # noqa: A002
+        one = self._waiting.get(id)
+        if one is None or one.rejected_at is not None:
+            return None
+        one.rejected_at = at
+        return one.shown()
+
+    async def forget(self, *, rejected_before: int, seen_before: int) -> int:
+        gone = [
+            key
+            for key, one in self._waiting.items()
+            if (
+                one.last_seen < seen_before
+                if one.rejected_at is None
+                else one.rejected_at < rejected_before
+            )
+        ]
+        for key in gone:
+            del self._waiting[key]
+        return len(gone)
+
+    async def sow(self, seedling: Seedling, record: NodeRecord, *, at: int) -> Sown:
+        if seedling.digest in self._sown:
+            return Sown.KNOWN
+        there = self.holders.get(seedling.name)
+        if there is not None and there.node is not seedling.node:
+            return Sown.TAKEN
+        self._sown.add(seedling.digest)
+        if there is not None:
+            await self.rotate(seedling.name, seedling.digest, node=seedling.node, previous_until=0)
+            return Sown.CHANGED
+        if seedling.node:
+            self.register(record, seedling.digest, seedling.scopes)
+        else:
+            user = User(name=seedling.name, scopes=seedling.scopes, created_at=at)
+            await self.create_user(user, seedling.digest)
+        return Sown.ENTERED
+
+
+class MemoryRegistry:
+    """The nodes of `mesh.ports.Registry`, as `MemoryLoginStore` has them; no history."""
+
+    def __init__(self, logins: MemoryLoginStore) -> None:
+        self._logins = logins
+        self.lookups = 0
+
+    async def nodes(self) -> list[NodeRecord]:
+        return [self._logins.records[slug] for slug in sorted(self._logins.records)]
+
+    async def register(
+        self,
+        record: NodeRecord,
+        *,
+        api_key_hash: str,
+        scopes: Sequence[str] = ("search", "actions"),
+    ) -> None:
+        self._logins.register(record, api_key_hash, scopes)
+
+    async def lookup(self, names: Collection[str]) -> list[NodeRecord]:
+        self.lookups += 1
+        return [one for one in await self.nodes() if one.slug in names or one.id in names]
+
+    async def update(self, slug: str, change: NodeUpdate) -> NodeRecord:
+        if slug not in self._logins.records:
+            raise NotFoundError(f"no node {slug!r} is registered")
+        fields = {name: getattr(change, name) for name in change.__struct_fields__}
+        given = {name: value for name, value in fields.items() if value is not None}
+        record = msgspec.structs.replace(self._logins.records[slug], **given)
+        self._logins.records[slug] = record
+        holder = self._logins.holders[slug]
+        self._logins.holders[slug] = holder._replace(status=record.status)
+        return record
+
+    async def observe(self, *records: NodeRecord) -> None:
+        for record in records:
+            if record.slug in self._logins.records:
+                known = self._logins.records[record.slug]
+                self._logins.records[record.slug] = msgspec.structs.replace(
+                    known, incarnation=record.incarnation
+                )
+
+    async def remove(self, slug: str) -> None:
+        if self._logins.records.pop(slug, None) is None:
+            raise NotFoundError(f"no node {slug!r} is registered")
+        del self._logins.holders[slug]
+
+
+class Noted(NamedTuple):
+    kind: str
+    actor: str
+    subject: str
+    origin: str
+    details: dict[str, Any]
+
+
+class MemoryTrail:
+    """`mesh.ports.Trail` in a list; what is tallied is counted."""
+
+    def __init__(self) -> None:
+        self.entries: list[Noted] = []
+        self.counts: Counter[tuple[str, str, str]] = Counter()
+        self.tallied: dict[tuple[str, str, str], str] = {}
+        """Kind, actor and origin, which are counted together, and the last subject."""
+        self.running = False
+        self.verbs: Mapping[str, tuple[type[Request], Verb]] = {}
+
+    async def start(self) -> None:
+        self.running = True
+
+    async def stop(self) -> None:
+        self.running = False
+
+    def note(
+        self, kind: str, *, actor: str, subject: str, origin: str = "", **details: Any
+    ) -> None:
+        self.entries.append(Noted(kind, actor, subject, origin, details))
+
+    def tally(self, kind: str, *, actor: str, subject: str, origin: str = "") -> None:
+        self.counts[kind, actor, origin] += 1
+        self.tallied[kind, actor, origin] = subject
+
+    def kinds(self) -> list[str]:
+        return [entry.kind for entry in self.entries]
+
+    def last(self, kind: str) -> Noted:
+        return [entry for entry in self.entries if entry.kind == kind][-1]
+
+
+class MemoryDoor:
+    """`mesh.ports.Doorman` and `Bouncer` of a broker that is not there: `judge` is what it asks."""
+
+    def __init__(self) -> None:
+        self.judge: Judge | None = None
+        self.dropped = 0
+        self.connections: Counter[str] = Counter()
+        self.kicks: list[str] = []
+        self.failing = 0
+        """So many kicks fail."""
+
+    async def start(self, judge: Judge) -> None:
+        self.judge = judge
+
+    async def stop(self) -> None:
+        self.judge = None
+
+    async def kick(self, name: str) -> int:
+        self.kicks.append(name)
+        if self.failing:
+            self.failing -= 1
+            raise UnavailableError("the broker does not answer")
+        return self.connections.pop(name, 0)
+
+
+class PlainSigning:
+    """`SigningKeys` whose tokens can be read, and prove nothing."""
+
+    def __init__(self) -> None:
+        self.running = False
+        self.verbs: Mapping[str, tuple[type[Request], Verb]] = {}
+
+    async def start(self) -> None:
+        self.running = True
+
+    async def stop(self) -> None:
+        self.running = False
+
+    def sign(self, identity: Identity, *, issued_at: int, expires_at: int) -> str:
+        return f"{identity.subject}.{identity.token_id}.{expires_at}"
+
+    def public_keys(self) -> list[PublicKey]:
+        return []
+
+
+async def any_url(_url: str) -> None:
+    """Every URL is safe."""

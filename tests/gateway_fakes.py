@@ -12,7 +12,7 @@ import msgspec
 
 from agents.gateway.app import create_app
 from agents.gateway.edge import Edge
-from mesh import messages
+from mesh import bootstrap, messages
 from mesh.config import MeshConfig
 from mesh.errors import NotFoundError, UnauthorizedError
 from mesh.types import ActionState, Health
@@ -22,6 +22,8 @@ PREFIX = "/api/ai-engine"
 BEARERS = {
     "all": messages.Identity(subject="ann", scopes=["search", "actions", "admin"]),
     "search": messages.Identity(subject="sue", scopes=["search"]),
+    "notes": messages.Identity(subject="nan", scopes=["search:notes", "search:gone"]),
+    "gone": messages.Identity(subject="gus", scopes=["search:gone"]),
     "refund": messages.Identity(subject="ray", scopes=["actions:refund"]),
     "crm": messages.Identity(subject="crm", scopes=["search", "actions"], node=True),
 }
@@ -49,6 +51,7 @@ class FakeGatekeeper:
     def __init__(self) -> None:
         self.ready = True
         self.asked = 0
+        self.public_keys = [messages.PublicKey(kid="k1", x="x" * 43)]
 
     def known(self, bearer: str) -> messages.Identity | None:
         return BEARERS.get(bearer)
@@ -74,8 +77,8 @@ class FakeAccess:
             raise UnauthorizedError("no")
         return grant("crm")
 
-    async def rotate_key(self, node, *, on_behalf):
-        self.calls.append(("rotate_key", node, on_behalf))
+    async def rotate_key(self, node, *, overlap_s=0, on_behalf):
+        self.calls.append(("rotate_key", node, overlap_s, on_behalf))
         return messages.NodeKey(node=CRM, api_key="nmk_y")
 
 
@@ -106,10 +109,15 @@ class FakeMesh:
         self.records: dict[str, messages.HistoryRecord] = {}
         node = messages.RouteNode(slug="crm", health=Health.HEALTHY, capabilities=["search", "rag"])
         away = messages.RouteNode(slug="wiki", capabilities=["actions"])
-        self.routes = SimpleNamespace(nodes={"crm": node, "wiki": away})
+        self.routes = SimpleNamespace(
+            nodes={"crm": node, "wiki": away}, collections=lambda: ("notes", "secrets")
+        )
+        self.origins: list[str] = []
+        """Where each call came from."""
 
     def _asked(self, *call: Any) -> None:
         self.calls.append(call)
+        self.origins.append(bootstrap.request_origin.get())
         if self.error is not None:
             raise self.error
 

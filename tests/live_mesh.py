@@ -42,6 +42,16 @@ class LiveNode:
         assert self._process, f"{self.name} does not run"
         return self._process.pid
 
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def wait(self, within_s: float) -> int:
+        """Until it ends by itself; its exit code."""
+        assert self._process, f"{self.name} does not run"
+        code = self._process.wait(timeout=within_s)
+        self._process = None
+        return code
+
     def start(self) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+from mesh import bootstrap
 from mesh.adapters.nats.broker import EmbeddedBroker
+from mesh.adapters.nats.keys import MasterCredentials
+from mesh.adapters.state import read_credentials
+from mesh.config import BrokerConfig
+from mesh.ports import Login
 
 
 def pause(pid: int) -> None:
@@ -28,14 +32,18 @@ def _state(pid: int) -> str:
 class BrokerProcess:
     """A private nats-server with the product's own configuration, on a free port.
 
-    `url` carries no login: `broker.login("node")` gives user and password as nats-py's
-    `connect(**…)` wants them, `broker.credentials("node")` the path of a credentials file.
+    No master runs, so nobody logs in by name: `login()` is the masters' own, which may speak as
+    anybody; `login("gateway")` the gateway's. `credentials(role)` is the path of a file for
+    `master`, `gateway` or `operator`; the operator's is good once a master answers logins.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, tls: BrokerConfig | None = None) -> None:
         self.folder = folder
-        self.passwords = {user: secrets.token_urlsafe(24) for user in EmbeddedBroker.USERS}
-        self._broker = EmbeddedBroker(store=folder / "broker", passwords=self.passwords)
+        secrets = folder / "credentials"
+        secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = bootstrap.make_credentials(secrets)
+        self._files = made.files
+        self._broker = EmbeddedBroker(store=folder / "broker", keys=made.broker, tls=tls)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -55,14 +63,20 @@ class BrokerProcess:
     def log(self) -> Path:
         return self.folder / "broker.log"
 
-    def login(self, user: str) -> dict[str, str]:
-        return {"user": user, "password": self.passwords[user]}
+    @property
+    def keys(self) -> MasterCredentials:
+        """What a master has."""
+        return bootstrap.read_master_credentials(self._files["master"])
 
-    def credentials(self, user: str) -> Path:
-        path = self.folder / f"{user}.json"
-        path.write_text(f'{{"user": "{user}", "password": "{self.passwords[user]}"}}')
-        path.chmod(0o600)
-        return path
+    def login(self, role: str = "master") -> Login:
+        return read_credentials(self.credentials(role))
+
+    def plain_login(self, role: str = "master") -> dict[str, str]:
+        """As nats-py's `connect(**…)` wants it."""
+        return {"nkeys_seed_str": self.login(role).nkey}
+
+    def credentials(self, role: str) -> Path:
+        return self._files[role]
 
     def start(self, *, within_s: float = 20) -> None:
         """Start it, on the same port and with the same data if it ran before; blocks ~0.1 s."""

@@ -4,6 +4,7 @@ that are the mesh's own messages are used as they are.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,7 +19,57 @@ class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of request bodies."""
 
 
+_MOST_DEPTH = 32
+
+
+def _check_depth(field: str, value: Any) -> None:
+    """Everybody behind us reads it too, some with less room on their stack.
+
+    Raises:
+        InvalidError
+    """
+    level = [value]
+    for _ in range(_MOST_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    message = f"must be nested at most {_MOST_DEPTH} deep"
+    raise InvalidError(f"{field}: {message}", fields={field: [message]})
+
+
 # -- search ----------------------------------------------------------------------------------------
+
+_MOST_COLUMN_CHARS = 256
+_MOST_FILTER_VALUES = 1000
+_MOST_FILTER_CHARS = 4096
+
+
+def _check_filter(column: str, given: messages.Filter) -> None:
+    """What every node would refuse is not sent to all of them first.
+
+    Raises:
+        InvalidError
+    """
+    values: Iterable[Any] = [given]
+    if isinstance(given, list):
+        values = given
+    elif isinstance(given, messages.Range):
+        values = msgspec.structs.astuple(given)
+    if len(column) > _MOST_COLUMN_CHARS:
+        message = f"a column's name has at most {_MOST_COLUMN_CHARS} characters"
+    elif isinstance(given, list) and len(given) > _MOST_FILTER_VALUES:
+        message = f"must have at most {_MOST_FILTER_VALUES} values"
+    elif any(isinstance(value, str) and len(value) > _MOST_FILTER_CHARS for value in values):
+        message = f"must be at most {_MOST_FILTER_CHARS} characters"
+    else:
+        return
+    field = f"options.filters.{column[:200]}"
+    raise InvalidError(f"{field}: {message}", fields={field: [message]})
 
 
 class SearchOptions(Strict, frozen=True, kw_only=True):
@@ -57,6 +108,10 @@ class SearchOptions(Strict, frozen=True, kw_only=True):
         bool | UnsetType, Meta(description="Keep one of equal documents of a collection.")
     ] = UNSET
     explain: Annotated[bool, Meta(description="Give the parts of each score.")] = False
+
+    def __post_init__(self) -> None:
+        for column, given in self.filters.items():
+            _check_filter(column, given)
 
 
 class Search(Strict, frozen=True, kw_only=True):
@@ -102,6 +157,9 @@ class Action(Strict, frozen=True, kw_only=True):
         Annotated[float, Meta(gt=0, le=86_400)] | None,
         Meta(description="How long the answer waits; the action itself goes on."),
     ] = None
+
+    def __post_init__(self) -> None:
+        _check_depth("params", self.params)
 
     @property
     def targets(self) -> list[str]:
@@ -169,6 +227,8 @@ _METADATA = Meta(description="Of your own; at most 16 KiB.")
 
 def _check_metadata(metadata: dict[str, Any] | None) -> None:
     """Every route table and list of nodes carries it."""
+    if metadata:
+        _check_depth("metadata", metadata)
     if metadata and len(msgspec.json.encode(metadata)) > _MOST_METADATA_BYTES:
         message = f"must be at most {_MOST_METADATA_BYTES} bytes of JSON"
         raise InvalidError(f"metadata: {message}", fields={"metadata": [message]})
@@ -295,6 +355,12 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     capabilities: Annotated[list[str], Meta(description="Of all nodes that can be asked now.")]
     timestamp: Annotated[str, Meta(description="ISO 8601, UTC.")]
+
+
+class Jwks(msgspec.Struct, frozen=True, kw_only=True):
+    """A JSON Web Key Set (RFC 7517)."""
+
+    keys: list[messages.PublicKey]
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -16,7 +16,7 @@ from agents.gateway.openapi import document
 from agents.gateway.route import NOBODY, about
 from mesh.errors import NotFoundError
 
-_OPEN = about(NOBODY, limited=False, json=False)
+_OPEN = about(NOBODY, limited=False)
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
     "swagger-ui-standalone-preset.js": "text/javascript; charset=utf-8",
@@ -69,14 +69,18 @@ def docs_handlers(prefix: str) -> tuple[list[HTTPRouteHandler], list[HTTPRouteHa
 
     @get("/openapi.json", opt=_OPEN, include_in_schema=False, sync_to_thread=False)
     def openapi(request: Request[Any, Any, State]) -> Response[bytes]:
-        return Response(rendered(request.app), media_type="application/json")
+        return Response(
+            rendered(request.app),
+            media_type="application/json",
+            headers={"Cache-Control": "no-cache"},
+        )
 
     @get("/docs", opt=_OPEN, include_in_schema=False, sync_to_thread=False)
     def page() -> Response[str]:
         return Response(
             _PAGE.replace("{prefix}", prefix),
             media_type="text/html",
-            headers={"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer"},
+            headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"},
         )
 
     @get("/docs/{asset:str}", opt=_OPEN, include_in_schema=False, sync_to_thread=False)

@@ -31,8 +31,9 @@ from agents.gateway.errors import (
     as_mesh_error,
     problem,
 )
-from agents.gateway.protocol import CLOSE, CONNECTION, LimitedProtocol, answer_at_once
-from agents.gateway.route import ACTIONS, ANYBODY, NOBODY, Route, Routes
+from agents.gateway.protocol import CLOSE, CONNECTION, LimitedProtocol, answer_at_once, written
+from agents.gateway.route import ACTIONS, ANYBODY, NOBODY, SEARCH, Route, Routes
+from agents.gateway.safety import Origins, safe_headers
 from mesh import bootstrap, messages
 from mesh.config import MeshConfig
 from mesh.errors import (
@@ -55,7 +56,7 @@ _DIGITS = re.compile(rb"\d{1,18}").fullmatch
 _NOT_JSON = re.compile(rb"\s*(multipart/|image/|audio/|video/)")
 """What surely is none. Not x-www-form-urlencoded: curl says so of whatever it is given."""
 _JSON = (b"content-type", b"application/json")
-_SAFE: list[Header] = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+_NO_CONTENT = 204
 _GONE = 499
 """Status in the access log where the client did not wait."""
 _NO_EXTENSIONS: dict[str, Any] = {}
@@ -76,6 +77,7 @@ class Exchange:
         "extra",
         "identity",
         "method",
+        "origin",
         "path",
         "reference",
         "route",
@@ -94,6 +96,8 @@ class Exchange:
         self.authorization: bytes | None = None
         self.content_length: bytes | None = None
         self.content_type = b""
+        self.origin: bytes | None = None
+        """Of the page that sent it."""
         self.twice = False
         """More than one `Authorization`: nobody can say which counts."""
         for name, value in scope["headers"]:
@@ -104,6 +108,8 @@ class Exchange:
                 self.content_length = value
             elif name == b"content-type":
                 self.content_type = value
+            elif name == b"origin":
+                self.origin = value
             elif name == b"x-request-id" and _REFERENCE(value):
                 self.reference = value
         if not self.reference:
@@ -157,11 +163,17 @@ class Edge:
         shortcut: Answers searches; None: Litestar does.
         access_log: None: nothing is logged.
         clock: Seconds, for the rate limit.
+
+        Raises:
+            ConfigError: `gateway.cors_origins` holds what is no origin.
         """
         self._app = app
         self._routes = routes
         self._gatekeeper = gatekeeper
         self._max_body = config.gateway.max_body_bytes
+        self._safe = safe_headers(config.gateway)
+        self._safe_written = written(self._safe)
+        self._origins = Origins(config.gateway.cors_origins)
         self._shortcut = shortcut
         self.access_log = access_log
         self._clock = clock
@@ -207,6 +219,8 @@ class Edge:
     # -- the way in --------------------------------------------------------------------------------
 
     async def _serve(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        if exchange.method == "OPTIONS" and await self._preflight(exchange, send):
+            return
         route = exchange.route = self._routes.find(exchange.method, exchange.path)
         if exchange.twice:
             raise BadRequestError("the request has more than one Authorization header")
@@ -250,8 +264,23 @@ class Edge:
         if route.access == ACTIONS:
             if not bootstrap.allows_some_action(identity.scopes):
                 raise ForbiddenError("this takes the scope 'actions', or 'actions:<name>'")
+        elif route.access == SEARCH:
+            if not bootstrap.allows_some_search(identity.scopes):
+                raise ForbiddenError("this takes the scope 'search', or 'search:<collection>'")
         elif not bootstrap.allows(identity.scopes, route.access):
             raise ForbiddenError(f"this takes the scope {route.access!r}")
+
+    async def _preflight(self, exchange: Exchange, send: Send) -> bool:
+        """Whether a browser asked if a page may send a request, and was told that it may.
+
+        Raises:
+            NotFoundError: No such path.
+        """
+        headers = self._origins.preflight(exchange.origin, self._routes.methods(exchange.path))
+        if headers is None:
+            return False
+        await self._answer(exchange, _NO_CONTENT, headers, b"", send)
+        return True
 
     def _refuse_guessing(self, exchange: Exchange) -> None:
         """An address with too many failed logins makes the gateway ask nobody."""
@@ -323,7 +352,7 @@ class Edge:
             await self._through_litestar(exchange, body, receive, send)
         else:
             answer = await self._shortcut(body, exchange.identity)
-            await self._answer(exchange, 200, [_JSON, *_SAFE], answer, send)
+            await self._answer(exchange, 200, [_JSON], answer, send)
 
     async def _watched(self, connection: LimitedProtocol, answering: Awaitable[None]) -> None:
         """Stop when the client goes.
@@ -357,13 +386,14 @@ class Edge:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 headers = [*message["headers"], *self._common(exchange)]
-                if exchange.route is None or exchange.route.json:
-                    headers += _SAFE
+                said = {name.lower() for name, _ in headers}
+                headers += [header for header in self._safe if header[0] not in said]
                 await send(cast("Message", {**message, "headers": headers}))
             else:
                 exchange.size += len(cast("Any", message).get("body", b""))
                 await send(message)
 
+        bootstrap.request_origin.set(exchange.client)
         scope: Any = exchange.scope
         scope.setdefault("state", {})["exchange"] = exchange
         if exchange.method == "HEAD":
@@ -403,8 +433,7 @@ class Edge:
         if exchange.status:
             raise error  # the answer has begun: uvicorn cuts it off
         shown = self.render(exchange, error)
-        headers = [_JSON, *_SAFE, *shown.headers]
-        await self._answer(exchange, shown.status, headers, shown.body, send)
+        await self._answer(exchange, shown.status, [_JSON, *shown.headers], shown.body, send)
 
     async def _stopped(self, exchange: Exchange, send: Send) -> None:
         """It ran for longer than a stopping gateway waits."""
@@ -425,15 +454,19 @@ class Edge:
         exchange.status = status
         exchange.size = len(body)
         headers += self._common(exchange)
-        headers.append((b"content-length", b"%d" % len(body)))
-        if answer_at_once(send, status, headers, body):
+        if status != _NO_CONTENT:
+            headers.append((b"content-length", b"%d" % len(body)))
+        if answer_at_once(send, status, self._safe_written, headers, body):
             return
+        headers = [*self._safe, *headers]
         start: Any = {"type": "http.response.start", "status": status, "headers": headers}
         await send(start)
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _common(self, exchange: Exchange) -> list[Header]:
         common = [(b"x-request-id", exchange.reference), *exchange.extra]
+        if self._origins:
+            common += self._origins.headers(exchange.origin)
         if self.draining:
             common.append(CLOSE)
         return common

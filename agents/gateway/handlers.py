@@ -21,6 +21,8 @@ from mesh.types import ActionState, Status
 
 _Asked = Request[Any, Any, State]
 _NAME = r"^[A-Za-z0-9_-]{1,64}(?!\n)$"
+_JWKS_KEPT = "public, max-age=60"
+"""Not longer: a key that was taken out of use without an overlap is to be forgotten."""
 _NodeName = Annotated[str, PathParameter(description="Slug or id.", max_length=64, pattern=_NAME)]
 
 
@@ -71,6 +73,21 @@ def readyz(request: _Asked) -> Response[bodies.Probe]:
             headers={"Retry-After": "1"},
         )
     return Response(bodies.Probe(status="ready"))
+
+
+@get(
+    "/.well-known/jwks.json",
+    opt=about(NOBODY, limited=False),
+    tags=["health"],
+    sync_to_thread=False,
+)
+def jwks(request: _Asked) -> Response[bodies.Jwks]:
+    """The public keys of access tokens (RFC 7517), newest first, for whoever wants to check a
+    token without asking. There are none where `security.jwt_secret` signs. 503 as long as no
+    master has told them.
+    """
+    keys = _service(request).public_keys()
+    return Response(bodies.Jwks(keys=keys), headers={"Cache-Control": _JWKS_KEPT})
 
 
 @get("/health", opt=about(NOBODY, limited=False), tags=["health"], sync_to_thread=False)
@@ -236,16 +253,25 @@ async def remove_node(request: _Asked, node: _NodeName) -> messages.NodeRecord:
 
 
 @post("/nodes/{node:str}/rotate-key", status_code=200, opt=_ADMIN, tags=["nodes"])
-async def rotate_key(request: _Asked, node: _NodeName) -> messages.NodeKey:
-    """Give a node another API key, shown this once. The old one and the node's tokens are refused
-    within a second.
+async def rotate_key(
+    request: _Asked,
+    node: _NodeName,
+    overlap_s: Annotated[
+        int,
+        QueryParameter(
+            description="Seconds for which the old key stays good.", ge=0, le=366 * 86_400
+        ),
+    ] = 0,
+) -> messages.NodeKey:
+    """Give a node another API key, shown this once. Without an overlap the old one and the node's
+    tokens are refused within a second, and its connections to the broker are cut.
     """
     return await _service(request).mesh.access.rotate_key(
-        node, on_behalf=_identity(request).subject
+        node, overlap_s=overlap_s, on_behalf=_identity(request).subject
     )
 
 
-AT_ROOT = [livez, readyz]
+AT_ROOT = [livez, readyz, jwks]
 UNDER_PREFIX = [
     health,
     register,

@@ -27,7 +27,7 @@ _REFS = "#/components/schemas/{name}"
 _DESCRIPTION = """One search and reliable actions over many nodes.
 
 Log in with `Authorization: Bearer …`: an access token (`meshctl tokens issue`, `POST /register`)
-or a node's API key. Every answer carries `X-Request-Id`; one you send is taken over.
+or an API key. Every answer carries `X-Request-Id`; one you send is taken over.
 """
 _INTEGER: Json = {"type": "integer", "minimum": 0}
 _HEADERS: Json = {
@@ -79,7 +79,7 @@ def document(app: Litestar, prefix: str) -> Json:
                 "bearer": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "An access token, or a node's API key.",
+                    "description": "An access token or an API key.",
                 },
                 "joinToken": {
                     "type": "http",

@@ -10,7 +10,7 @@ from typing import Any
 
 from agents.gateway.app import create_litestar
 from agents.gateway.openapi import Json, document
-from mesh.config import GatewayConfig, RateLimitConfig
+from mesh.config import GatewayConfig, RateLimitConfig, SecurityConfig
 
 _HEAD = """# HTTP reference
 
@@ -26,16 +26,36 @@ speak NATS, under `{prefix}` (`gateway.prefix`). `{prefix}/docs` shows these rou
 
 - an access token: `meshctl tokens issue --scope search,actions,admin --ttl 3600`, or a node's from
   `POST /register` and `POST /refresh-token`;
-- a node's API key: shown once by `meshctl nodes register` and `POST /register`.
+- an API key: a node's, shown once by `meshctl nodes register` and `POST /register`, or a user's,
+  from `meshctl users create`.
 
 | scope | lets one |
 |---|---|
-| `search` | search |
+| `search` | search every collection |
+| `search:<collection>` | search this collection: without `options.collections` those of one's \
+scopes are searched, and naming another is a 403 |
 | `actions` | run every action, and read the history of all of them |
 | `actions:<name>` | run this action, and read its history |
 | `admin` | see and change the registry, give nodes keys, see any node's status |
 
-None implies another. A removed node, a rotated key or a revoked token is refused within a second.
+None implies another. A removed node, a key rotated without an overlap or a revoked token is refused
+within a second.
+
+Access tokens are JWTs, signed with EdDSA by a key of the masters that
+`GET /.well-known/jwks.json` publishes under the `kid` of the token's header; `meshctl keys rotate`
+puts another one in its place. Only where `security.jwt_secret` is set they are signed with that
+secret (HS256) instead, and none of the other kind is taken. Clocks may differ by
+`security.clock_skew_s` ({skew:g} s).
+
+## Browsers and HTTPS
+
+With `gateway.tls_cert` and `gateway.tls_key` (PEM) the gateway speaks HTTPS, TLS 1.2 at least, and
+nothing else on its port. Every answer says `X-Content-Type-Options: nosniff`,
+`Content-Security-Policy: default-src 'none'`, `X-Frame-Options: DENY`,
+`Referrer-Policy: no-referrer` and `Cache-Control: no-store`, over HTTPS
+`Strict-Transport-Security` too; the docs and the key set say what they need instead. Pages of other
+origins cannot read answers, unless `gateway.cors_origins` names their origin exactly, for example
+`["https://app.example.com"]`; there are no cookies, and credentials are never allowed.
 
 ## Limits
 
@@ -46,6 +66,9 @@ None implies another. A removed node, a rotated key or a revoked token is refuse
 | time to send the headers, and again for the body | `gateway.read_timeout_s` | {read:g} s | 408 |
 | time that an answer waits to be read | `gateway.read_timeout_s` | {read:g} s | cut off |
 | connections | `gateway.max_connections` | {connections} | 503 |
+| TLS handshakes | `gateway.read_timeout_s` | {read:g} s | cut off |
+| nesting of `params` and `metadata` | | 32 | 422 |
+| values of a filter, characters of each | | 1,000, 4,096 | 422 |
 | requests per identity and route | `rate_limit.max_attempts` in `rate_limit.period_s` | \
 {attempts} in {period:g} s | 429 |
 
@@ -120,6 +143,7 @@ def reference() -> str:
         attempts=limits.max_attempts,
         period=limits.period_s,
         every=limits.period_s / limits.max_attempts,
+        skew=SecurityConfig().clock_skew_s,
     )
     parts = [head, *_routes(made), "\n## Types\n", *_types(made["components"]["schemas"])]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip("\n") + "\n"
@@ -167,6 +191,7 @@ def _login(operation: Json) -> str:
         return {
             "*": "any identity",
             "actions…": "scope `actions` or `actions:<name>`",
+            "search": "scope `search` or `search:<collection>`",
         }.get(scope, f"scope `{scope}`")
     return "a join token" if operation["security"] else "none"
 

@@ -17,6 +17,8 @@ NOBODY = ""
 """Access of a route that asks for no login."""
 ANYBODY = "*"
 """Access of a route for every identity there is."""
+SEARCH = "search"
+"""Access of a route for every identity that may search any collection."""
 ACTIONS = "actions…"
 """Access of a route for every identity that may run any action."""
 
@@ -39,8 +41,6 @@ class Route:
     """Its failures say `"success": false`."""
     search: bool = False
     """Nobody needs the outcome when the client is gone."""
-    json: bool = True
-    """The answer is data, never to be kept by a cache."""
 
 
 def about(access: str, *, limited: bool = True, **more: Any) -> dict[str, Any]:
@@ -86,6 +86,14 @@ class Routes:
             message = f"{method} is not for this path; it takes {allowed}"
             raise MethodNotAllowedError(message, allow=allowed) from None
 
+    def methods(self, path: str) -> str:
+        """What a path takes, in words.
+
+        Raises:
+            NotFoundError: No such path.
+        """
+        return ", ".join(sorted(self._methods(path.rstrip("/") or "/")))
+
     def _methods(self, path: str) -> dict[str, Route]:
         if found := self._fixed.get(path):
             return found
@@ -114,4 +122,4 @@ def routes_of(app: Litestar) -> Routes:
     return Routes(found)
 
 
-_OPTIONS = {"access", "limited", "internal", "action", "search", "json"}
+_OPTIONS = {"access", "limited", "internal", "action", "search"}

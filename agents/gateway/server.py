@@ -9,6 +9,7 @@ import contextlib
 import errno
 import math
 import socket
+import ssl
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from typing import cast
@@ -17,7 +18,8 @@ import structlog
 import uvicorn
 
 from agents.gateway.edge import Edge
-from agents.gateway.protocol import limited
+from agents.gateway.protocol import LimitedProtocol, limited
+from agents.gateway.tls import Handshakes, server_context
 from mesh.config import GatewayConfig
 from mesh.errors import StateError
 
@@ -37,19 +39,20 @@ async def serving(edge: Edge, config: GatewayConfig) -> AsyncIterator[str]:
     new is accepted; what has begun ends within `stop_grace_s`.
 
     Raises:
-        StateError: The address cannot be listened on; or the server ended by itself, which ends
-            the block.
+        StateError: The address cannot be listened on, or the certificate not be used; or the
+            server ended by itself, which ends the block.
     """
+    context = server_context(config) if config.tls_cert else None
     listener = _listen(config)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     with listener, listener.dup() as spare:
-        server = _Server(edge, config, spare)
+        server = _Server(edge, config, spare, context)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await _started(server, task)
             with _ended_by(task):
-                yield f"http://{shown}:{port}"
+                yield f"{'https' if context else 'http'}://{shown}:{port}"
         finally:
             await _stop(server, edge, task)
 
@@ -133,7 +136,13 @@ def _listen(config: GatewayConfig) -> socket.socket:
 class _Server(uvicorn.Server):
     """Stops without losing what has connected."""
 
-    def __init__(self, edge: Edge, config: GatewayConfig, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        edge: Edge,
+        config: GatewayConfig,
+        listener: socket.socket,
+        context: ssl.SSLContext | None,
+    ) -> None:
         self._protocol = limited(config, refuse_head=edge.refuse_head)
         super().__init__(
             uvicorn.Config(
@@ -152,6 +161,11 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=math.ceil(config.stop_grace_s),
             )
         )
+        self._handshakes = (
+            Handshakes(self._connection, self.server_state.connections, context, config)
+            if context
+            else None
+        )
         self._listener = listener
         """Another handle of the listening socket: it listens until this one is closed too."""
 
@@ -160,17 +174,33 @@ class _Server(uvicorn.Server):
         """Signals are the business of whoever runs the gateway."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """TLS is not for uvicorn to begin."""
+        if self._handshakes is None:
+            await super().startup(sockets=sockets)
+            return
+        await super().startup(sockets=[])
+        for listening in sockets or []:
+            self._handshakes.accept_from(listening)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """What the kernel has accepted already is served as well."""
         for server in self.servers:
             server.close()
+        if self._handshakes is not None:
+            await self._handshakes.stop_accepting()
         for listening in sockets or []:
             listening.close()
         await asyncio.sleep(0)
         last = self._accept_rest()
         loop = asyncio.get_running_loop()
         for connection in last:
-            await loop.connect_accepted_socket(self._connection, connection)
+            if self._handshakes is None:
+                await loop.connect_accepted_socket(self._connection, connection)
+            else:
+                self._handshakes.begin(connection)
+        if self._handshakes is not None:
+            await self._handshakes.settle(_DRAIN_S)
         await super().shutdown()
 
     def _accept_rest(self) -> list[socket.socket]:
@@ -185,5 +215,5 @@ class _Server(uvicorn.Server):
             connection.setblocking(False)
         return last
 
-    def _connection(self) -> asyncio.Protocol:
+    def _connection(self) -> LimitedProtocol:
         return self._protocol(self.config, self.server_state, {})

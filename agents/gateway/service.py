@@ -11,10 +11,17 @@ from agents.gateway import bodies
 from agents.gateway.errors import InvalidRefreshTokenError
 from mesh import MeshClient, bootstrap, messages
 from mesh.config import SearchConfig
-from mesh.errors import ForbiddenError, InvalidError, NotFoundError, UnauthorizedError
+from mesh.errors import (
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    UnauthorizedError,
+    UnavailableError,
+)
 from mesh.types import VERSION, ActionState, Health, Status
 
 _ROUTED = frozenset({Health.HEALTHY, Health.SUSPECT, Health.OVERLOADED})
+_COLLECTIONS = "options.collections"
 _PAGE = 1000
 """Records of the history that are asked for at once."""
 
@@ -54,6 +61,16 @@ class Service:
             timestamp=datetime.now(tz=UTC).isoformat(timespec="milliseconds"),
         )
 
+    def public_keys(self) -> list[messages.PublicKey]:
+        """What verifies access tokens.
+
+        Raises:
+            UnavailableError: No master has told yet.
+        """
+        if not self.gatekeeper.ready:
+            raise UnavailableError("no master has said yet what signs tokens", retry_after_ms=1000)
+        return self.gatekeeper.public_keys
+
     # -- search ------------------------------------------------------------------------------------
 
     async def search(
@@ -62,14 +79,19 @@ class Service:
         """Search all nodes; cancelling it cancels the mesh's work.
 
         Raises:
+            ForbiddenError: A collection that is not among those of the identity's scopes.
             InvalidError, UnavailableError
         """
         options = asked.options
+        collections = options.collections
+        some_only = "search" not in identity.scopes
+        if some_only:
+            collections = self._searchable(collections, identity)
         request = messages.SearchRequest(
             query=asked.query,
             limit=asked.limit,
             options=messages.SearchOptions(
-                collections=options.collections,
+                collections=collections,
                 threshold=options.threshold,
                 filters=options.filters,
                 mode=options.mode,
@@ -89,7 +111,31 @@ class Service:
                 explain=options.explain,
             ),
         )
-        return await self.mesh.submit(request, on_behalf=identity.subject)
+        try:
+            return await self.mesh.submit(request, on_behalf=identity.subject)
+        except InvalidError as error:
+            if not some_only or _COLLECTIONS not in error.fields:
+                raise
+            # What other collections there are is nothing that this identity may know.
+            message = "none of your collections is there, or not each of those you named"
+            raise InvalidError(message, fields={_COLLECTIONS: [message]}) from None
+
+    def _searchable(self, asked: list[str] | None, identity: messages.Identity) -> list[str] | None:
+        """The collections to search for somebody who may search some: those asked for, or all of
+        theirs that are there.
+
+        Raises:
+            ForbiddenError: Others were asked for.
+        """
+        allowed = bootstrap.searchable_collections(identity.scopes)
+        if allowed is None:
+            return asked
+        if asked is None:
+            return sorted(allowed & set(self.mesh.routes.collections()) or allowed)
+        if beyond := sorted(set(asked) - allowed):
+            needed = ", ".join(f"'search:{name}'" for name in beyond)
+            raise ForbiddenError(f"this takes the scope 'search', or {needed}")
+        return asked
 
     # -- actions -----------------------------------------------------------------------------------
 

@@ -33,6 +33,8 @@ class Program:
     """Between SIGTERM and SIGKILL."""
     prepare: Callable[[], None] = field(default=lambda: None)
     """Called in a thread before every start; a MeshError says why it cannot start."""
+    vital: bool = True
+    """False: the others are ready also where this one cannot be kept running."""
     environment: Callable[[], Mapping[str, str]] = field(default=dict)
     """Variables on top of ours, asked for before every start."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -23,22 +24,32 @@ class Place:
     host: str
     port: int
     prefix: str
+    certificate: str = ""
+    """Path of the one it shows; empty: no TLS."""
 
     @property
     def url(self) -> str:
         """`http://127.0.0.1:8080`, as this machine reaches it; without the prefix."""
         host = _ANY.get(self.host, self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        scheme = "https" if self.certificate else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def flags(self) -> list[str]:
         """Of `mesh-agent gateway`."""
         return [f"--host={self.host}", f"--port={self.port}", f"--prefix={self.prefix}"]
 
     def is_ready(self) -> bool:
-        """Whether the gateway takes requests now. Blocks up to two seconds."""
+        """Whether the gateway takes requests now. Blocks up to two seconds.
+
+        Raises:
+            StateError: Its certificate cannot be read.
+        """
         request = urllib.request.Request(f"{self.url}/readyz")  # noqa: S310 (built above)
         # A proxy of the environment has no business between us and our own child.
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if self.certificate:
+            handlers.append(urllib.request.HTTPSHandler(context=_trusting(self.certificate)))
+        direct = urllib.request.build_opener(*handlers)
         try:
             with direct.open(request, timeout=_PROBE_S) as answer:
                 return int(answer.status) == 200  # noqa: PLR2004 (HTTP's OK)
@@ -74,7 +85,30 @@ def take_place(config: GatewayConfig) -> Place:
                 f"port {config.port} is taken: stop what listens there, or choose another "
                 f"with {_OPTION} (0 takes a free one)"
             ) from error
-        return Place(host=config.host, port=probe.getsockname()[1], prefix=config.prefix)
+        return Place(
+            host=config.host,
+            port=probe.getsockname()[1],
+            prefix=config.prefix,
+            certificate=config.tls_cert,
+        )
+
+
+def _trusting(certificate: str) -> ssl.SSLContext:
+    """Trusts the gateway's own certificate, whoever made it and whatever name is in it: it is read
+    from the file that the gateway reads.
+
+    Raises:
+        StateError: It cannot be read.
+    """
+    try:
+        context = ssl.create_default_context(cafile=certificate)
+    except OSError as error:
+        raise StateError(
+            f"gateway.tls_cert: {certificate} cannot be read: {error.strerror or error}"
+        ) from error
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # its file may hold no root
+    context.check_hostname = False
+    return context
 
 
 def _no_address(host: str) -> StateError:

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from mesh.bootstrap import EmbeddedBroker, StateFolder
 
 _KILL_MARGIN_S = 5.0
+_OF_OTHER_NODES = (
+    "MESH_CREDS",
+    "MESH_NATS__CREDENTIALS",
+    "MESH_NODE__API_KEY",
+    "MESH_NODE__JOIN_TOKEN",
+)
+"""What may say in this shell how some node or person logs in; the sample nodes have their own."""
 _BROKER, _MASTER, _NODES, _GATEWAY = range(4)
 """Stages: the gateway stops first, then the nodes, the broker last."""
 
@@ -47,28 +54,32 @@ class Programs:
     def master(self) -> Program:
         return Program(
             name="master",
-            argv=_agent("master", *self._where("master")),
+            argv=_agent("master", *self._where(), self._login("creds", "master")),
             log=self._log("master"),
             stage=_MASTER,
+            environment=self._tls,
         )
 
     def gateway(self, place: Place) -> Program:
         return Program(
             name="gateway",
-            argv=_agent("gateway", *self._where("gateway"), *place.flags()),
+            argv=_agent("gateway", *self._where(), self._login("creds", "gateway"), *place.flags()),
             log=self._log("gateway"),
             stage=_GATEWAY,
+            environment=self._tls,
             grace_s=self._config.gateway.stop_grace_s + _KILL_MARGIN_S,
         )
 
     def node(self, sample: Sample) -> Program:
-        name = f"node-{sample.slug}"
+        name = node_name(sample)
         source = f"{sample.collection}={sample.file}"
         return Program(
             name=name,
-            argv=_agent("run", *self._where("node"), "--name", sample.slug, "--collection", source),
+            argv=_agent("run", *self._as_operator(), "--name", sample.slug, "--collection", source),
             log=self._log(name),
             stage=_NODES,
+            vital=False,
+            environment=lambda: dict.fromkeys(_OF_OTHER_NODES, "") | self._tls(),
             grace_s=self._config.node.stop_grace_s + _KILL_MARGIN_S,
         )
 
@@ -86,19 +97,30 @@ class Programs:
             log=self._log("samples"),
         )
 
-    def _where(self, user: str) -> list[str]:
+    def _where(self) -> list[str]:
         """Flags, because MESH_URL may name another mesh."""
-        login = self._state.credentials_file(user)
         settings = [f"--config={self._config_file}"] if self._config_file else []
-        return [
-            f"--state-dir={self._state.path}",
-            f"--url={self._broker.url}",
-            f"--creds={login}",
-            *settings,
-        ]
+        return [f"--state-dir={self._state.path}", f"--url={self._broker.url}", *settings]
+
+    def _as_operator(self) -> list[str]:
+        """Flags of a node: the folder's operator registers it."""
+        return [*self._where(), self._login("operator", "operator")]
+
+    def _login(self, option: str, user: str) -> str:
+        return f"--{option}={self._state.credentials_file(user)}"
+
+    def _tls(self) -> dict[str, str]:
+        """The broker's certificate, for those who read their own settings."""
+        certificates = self._config.nats.tls_ca
+        return {"MESH_NATS__TLS_CA": certificates} if certificates else {}
 
     def _log(self, name: str) -> Path:
         return self._state.logs / f"{name}.log"
+
+
+def node_name(sample: Sample) -> str:
+    """Of a sample node's process."""
+    return f"node-{sample.slug}"
 
 
 def _agent(command: str, *flags: str) -> list[str]:

@@ -15,15 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
 import mesh
 from agents.samples import Sample, count_documents, plan_samples
 from agents.up.child import Child
 from agents.up.gateway import Place, take_place
-from agents.up.programs import Programs
+from agents.up.programs import Programs, node_name
 from agents.up.supervisor import Supervisor
 from mesh import bootstrap
 from mesh.config import MeshConfig
-from mesh.errors import MeshError, StateError
+from mesh.errors import MeshError, NoMasterError, StateError
 
 if TYPE_CHECKING:
     from mesh import MeshClient, messages
@@ -35,7 +37,7 @@ START_TIMEOUT_S = 300.0
 _POLL_S = 0.2
 _ONE_PRESS_S = 0.5
 """`make`, `timeout` and terminals may pass one signal on twice."""
-_ROLES = ("operator", "node", "master", "gateway")
+_ROLES = ("operator", "master", "gateway")
 """Whose credentials `mesh.json` names."""
 
 _GRANTED_TO = "operator"
@@ -51,6 +53,8 @@ class Ready:
     http_url: str
     prefix: str
     """Of the gateway's routes, for example `/api/ai-engine`."""
+    certificate: str
+    """Path of the one the gateway shows; empty: plain HTTP."""
     token: str | None
     """Access token for search and actions; None: none could be had. Never for a log."""
     nodes: Sequence[str]
@@ -104,27 +108,41 @@ def run(
         log = opened.enter_context((state.logs / "up.log").open("a", encoding="utf-8"))
         bootstrap.configure_logs(ids={"process": "up"}, stream=log)
         place = take_place(config.gateway)
-        passwords = {
-            user: login.password
-            for user, login in state.credentials(bootstrap.EmbeddedBroker.USERS).items()
-        }
+        made = bootstrap.make_credentials(state.credentials)
         broker = bootstrap.EmbeddedBroker(
             store=state.broker,
-            passwords=passwords,
+            keys=made.broker,
+            tls=config.broker,
             port=nats_port,
             sync_interval=config.nats.sync_interval,
         )
+        config = _trusting(config)
         plan = plan_samples(nodes, state.samples)
         programs = Programs(config, config_file, state, broker)
-        made = _Mesh(programs, state=state, broker=broker, place=place, samples=plan, view=view)
-        asyncio.run(made.run())
+        whole = _Mesh(
+            programs, config, state=state, broker=broker, place=place, samples=plan, view=view
+        )
+        asyncio.run(whole.run())
     return 0
+
+
+def _trusting(config: MeshConfig) -> MeshConfig:
+    """All who speak to our own broker know its certificate, where nothing else was said."""
+    nats = config.nats
+    files = {
+        "tls_ca": nats.tls_ca or config.broker.tls_cert,
+        "tls_cert": nats.tls_cert,
+        "tls_key": nats.tls_key,
+    }
+    known = {name: str(Path(file).absolute()) for name, file in files.items() if file}
+    return msgspec.structs.replace(config, nats=msgspec.structs.replace(nats, **known))
 
 
 class _Mesh:
     def __init__(
         self,
         programs: Programs,
+        config: MeshConfig,
         *,
         state: StateFolder,
         broker: EmbeddedBroker,
@@ -133,6 +151,7 @@ class _Mesh:
         view: View,
     ) -> None:
         self._programs = programs
+        self._config = config
         self._state = state
         self._broker = broker
         self._place = place
@@ -198,29 +217,42 @@ class _Mesh:
         for sample in self._samples:
             supervisor.keep(self._programs.node(sample))
         login = self._state.credentials_file("operator")
-        async with mesh.connect(self._broker.url, credentials=login, identity="up") as client:
-            await self._wait_until_all_work(client)
+        async with await self._connected(login) as client:
+            await self._wait_until_all_work(client, supervisor)
             token = await self._token(client)
 
         self._published = supervisor.settled = True
         self._publish()
-        self._view.ready(self._ready(token))
+        self._view.ready(self._ready(token, supervisor))
+
+    async def _connected(self, login: Path) -> MeshClient:
+        """The master is the one who lets us in, and starts at the same time."""
+        while True:
+            try:
+                client: MeshClient = await mesh.connect(
+                    self._broker.url, credentials=login, config=self._config
+                )
+            except NoMasterError:
+                self._view.progress("waiting for the master")
+            else:
+                return client
 
     async def _broker_is_ready(self, supervisor: Supervisor) -> bool:
         pid = supervisor.pid("broker")
         return pid is not None and await asyncio.to_thread(self._broker.probe, pid)
 
-    async def _wait_until_all_work(self, client: MeshClient) -> None:
+    async def _wait_until_all_work(self, client: MeshClient, supervisor: Supervisor) -> None:
         expected = await asyncio.to_thread(_expected_rows, self._samples)
         while True:
-            with suppress(MeshError):  # the master is not there yet
-                missing = _missing(await client.nodes(), self._samples, expected)
+            with suppress(MeshError):  # the master is away for a moment
+                awaited = _awaited(self._samples, supervisor)
+                missing = _missing(await client.nodes(), awaited, expected)
                 if not missing:
                     break
                 names, details = ", ".join(missing), ", ".join(filter(None, missing.values()))
                 self._view.progress(f"waiting for {names}", details)
             await asyncio.sleep(_POLL_S)
-        for sample in self._samples:
+        for sample in _awaited(self._samples, supervisor):
             _loaded_mark(sample).touch(mode=0o600)
         while not await asyncio.to_thread(self._place.is_ready):
             self._view.progress("waiting for the gateway")
@@ -235,14 +267,16 @@ class _Mesh:
             return None
         return grant.access_token
 
-    def _ready(self, token: str | None) -> Ready:
+    def _ready(self, token: str | None, supervisor: Supervisor) -> Ready:
+        at_work = _awaited(self._samples, supervisor)
         return Ready(
             nats_url=self._broker.url,
             http_url=self._place.url,
             prefix=self._place.prefix,
+            certificate=self._place.certificate,
             token=token,
-            nodes=[sample.slug for sample in self._samples],
-            collection=self._samples[0].collection if self._samples else None,
+            nodes=[sample.slug for sample in at_work],
+            collection=at_work[0].collection if at_work else None,
         )
 
     # -- mesh.json ---------------------------------------------------------------------------------
@@ -261,6 +295,9 @@ class _Mesh:
                 pids=self._pids,
                 started_at=self._started_at,
                 version=mesh.__version__,
+                tls_ca=self._config.nats.tls_ca,
+                tls_cert=self._config.nats.tls_cert,
+                tls_key=self._config.nats.tls_key,
             )
         )
 
@@ -270,6 +307,11 @@ async def _first(*awaited: asyncio.Future[Any]) -> None:
     done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
     for future in done:
         future.result()
+
+
+def _awaited(samples: Sequence[Sample], supervisor: Supervisor) -> list[Sample]:
+    """All but those that cannot be kept running: no node keeps the mesh from starting."""
+    return [sample for sample in samples if node_name(sample) not in supervisor.given_up]
 
 
 def _loaded_mark(sample: Sample) -> Path:

@@ -76,6 +76,8 @@ class Supervisor:
         self._stopping = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends, with an error, when a program cannot be kept running."""
+        self.given_up: set[str] = set()
+        """Programs that are not vital and died as often as a program may; they are tried again."""
         self.settled = False
         """Set it once all has been seen at work: from then on a program may die as often as it
         likes and is always started again."""
@@ -145,10 +147,13 @@ class Supervisor:
                 return
             delay_s = backoff.died(self._now() - born)
             if not self.settled and backoff.deaths >= MAX_DEATHS:
-                raise StateError(
-                    f"{program.name} died {MAX_DEATHS} times before the mesh was ready "
-                    f"({ended}){_tail(program.log)}"
-                )
+                if program.vital:
+                    raise StateError(
+                        f"{program.name} died {MAX_DEATHS} times before the mesh was ready "
+                        f"({ended}){_tail(program.log)}"
+                    )
+                self.given_up.add(program.name)
+                ended = f"{ended}, {program.log} says why"
             log.warning(
                 "mesh.child.died",
                 child=program.name,

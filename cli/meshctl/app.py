@@ -12,7 +12,7 @@ import typer
 from typer.models import CommandInfo
 
 from cli.connection import DEFAULT_STATE_DIR, Options
-from cli.meshctl import search
+from cli.meshctl import audit, search
 from cli.meshctl.arguments import hoist
 from cli.meshctl.failures import guard
 from cli.meshctl.session import Session
@@ -23,6 +23,8 @@ GROUPS = {
     "collections": "List, fill and drop collections.",
     "actions": "List and run actions, and see what was run.",
     "tokens": "Issue, list and revoke access tokens of the HTTP gateway.",
+    "users": "Operators and applications: add them, give them keys, remove them.",
+    "keys": "The keys that sign access tokens: list and rotate them.",
 }
 """Modules of this package, each with a typer `app`."""
 
@@ -45,6 +47,7 @@ def tree(only: str | None = None) -> typer.Typer:
     )
     app.callback()(_session)
     app.command("search", epilog=_EVERYWHERE)(search.search)
+    app.command("audit", epilog=_EVERYWHERE)(audit.audit)
     for name, purpose in GROUPS.items():
         group = typer.Typer()
         if only in {None, name}:
@@ -83,7 +86,7 @@ def _session(
     ] = DEFAULT_STATE_DIR,
     creds: Annotated[
         str | None,
-        typer.Option(envvar="MESH_CREDS", help="JSON file with user and password.", metavar="FILE"),
+        typer.Option(envvar="MESH_CREDS", help="Your credentials file.", metavar="FILE"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
     debug: Annotated[

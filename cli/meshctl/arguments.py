@@ -184,7 +184,7 @@ def since(text: str, now: int) -> int:
     return max(int(moment.timestamp() * 1000), 0)
 
 
-def lifetime(text: str) -> int:
+def lifetime(text: str, option: str = "--ttl") -> int:
     """Seconds of `3600`, `90s`, `15m`, `12h`, `30d` or `2w`.
 
     Raises:
@@ -193,7 +193,7 @@ def lifetime(text: str) -> int:
     found = _LIFETIME.fullmatch(text.strip())
     if found is None:
         raise typer.BadParameter(
-            f"{text!r} is neither seconds nor a time like 15m, 12h, 30d", param_hint="--ttl"
+            f"{text!r} is neither seconds nor a time like 15m, 12h, 30d", param_hint=option
         )
     return int(found[1]) * _AGE_S[found[2] or "s"]
 

@@ -33,7 +33,7 @@ _HINTS = {
         "`mesh-agent up` starts a mesh on this machine; --state-dir (MESH_STATE_DIR) names its"
         " folder, --url (MESH_URL) a broker elsewhere"
     ),
-    ExitCode.DENIED: "--creds or MESH_CREDS names the file with user and password",
+    ExitCode.DENIED: "--creds or MESH_CREDS names the credentials file to log in with",
 }
 
 
@@ -85,7 +85,7 @@ def _refuse(error: MeshError, out: Output, *, debug: bool) -> int:
                 out.note(f"  {name}: {printable(complaint)}")
     if error.reference:
         out.note(f"  reference in the log: {printable(error.reference)}")
-    hint = _HINTS.get(code)
+    hint = None if error.kind == "untrusted" else _HINTS.get(code)
     if hint and "mesh-agent up" not in message:
         out.note(hint)
     return code

@@ -94,7 +94,7 @@ def monitor(
         while True:
             try:
                 await _round(client, run, show, auto_recover=auto_recover)
-            except (DisconnectedError, connection.NoMasterError) as error:
+            except DisconnectedError as error:
                 if once:
                     raise
                 run.out.warn(f"{error}; trying again")  # a monitor outlives what it watches

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import connection
-from cli.meshctl import join_tokens, monitor, ping, registration, session
+from cli.meshctl import approval, join_tokens, monitor, ping, registration, session
 from cli.meshctl.session import Session
 from cli.output import (
     HEALTH_STYLES,
@@ -34,6 +34,9 @@ app.command("register")(registration.register)
 app.command("update")(registration.update)
 app.command("remove")(registration.remove)
 app.command("rotate-key")(registration.rotate_key)
+app.command("pending")(approval.pending)
+app.command("approve")(approval.approve)
+app.command("reject")(approval.reject)
 app.add_typer(
     join_tokens.app, name="join-token", help="Tokens with which nodes register themselves."
 )

@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from cli.meshctl import session
-from cli.meshctl.arguments import given, json_object
+from cli.meshctl import new_keys, session
+from cli.meshctl.arguments import given, json_object, lifetime
 from cli.output import NOTHING
 from mesh.types import Status
 
-_ONCE = "keep the API key now: it is not shown again"
 NODE_ARGUMENT = typer.Argument(help="Slug or id.", metavar="NODE")
 
 
@@ -31,9 +30,11 @@ def register(
     domain: Annotated[list[str] | None, typer.Option(help="Subject area; repeat it.")] = None,
     keyword: Annotated[list[str] | None, typer.Option(help="Keyword; repeat it.")] = None,
     metadata: Annotated[str, typer.Option(help="A JSON object of your own.")] = "{}",
+    out: new_keys.Out = None,
 ) -> None:
     """Add a node and show its API key, once."""
     run = session.of(context)
+    new_keys.check(out)
     details = json_object(metadata, "--metadata")
     from mesh import messages
 
@@ -50,33 +51,35 @@ def register(
     )
     answer = run.ask(lambda client: client.register_node(request))
     node = answer.node
-    if run.out.as_json:
-        run.out.json(answer)
-    else:
-        run.out.fields(
-            [
-                ("ID", node.id),
-                ("name", node.name),
-                ("slug", node.slug),
-                ("URL", node.url or NOTHING),
-                ("type", node.type),
-                ("capabilities", ", ".join(node.capabilities)),
-                ("weight", f"{node.weight:g}"),
-                ("API key", answer.api_key),
-            ]
-        )
-    run.out.warn(_ONCE)
+    fields = [
+        ("ID", node.id),
+        ("name", node.name),
+        ("slug", node.slug),
+        ("URL", node.url or NOTHING),
+        ("type", node.type),
+        ("capabilities", ", ".join(node.capabilities)),
+        ("weight", f"{node.weight:g}"),
+    ]
+    new_keys.show(run.out, answer, fields, user=node.slug, file=out)
+    if node.url is None and not run.out.as_json:
+        key = f"--creds {out}" if out else "--creds FILE, with that key alone in it"
+        run.out.note(f"start it: mesh-agent run --nats URL --name {node.slug} {key}")
 
 
-def rotate_key(context: typer.Context, node: Annotated[str, NODE_ARGUMENT]) -> None:
+def rotate_key(
+    context: typer.Context,
+    *,
+    node: Annotated[str, NODE_ARGUMENT],
+    overlap: new_keys.Overlap = "0",
+    out: new_keys.Out = None,
+) -> None:
     """Give a node a new API key and show it, once; the old one is refused from then on."""
     run = session.of(context)
-    answer = run.ask(lambda client: client.access.rotate_key(node))
-    if run.out.as_json:
-        run.out.json(answer)
-    else:
-        run.out.fields([("node", answer.node.slug), ("API key", answer.api_key)])
-    run.out.warn(_ONCE)
+    overlap_s = lifetime(overlap, "--overlap")
+    new_keys.check(out)
+    answer = run.ask(lambda client: client.access.rotate_key(node, overlap_s=overlap_s))
+    fields = [("node", answer.node.slug), *new_keys.until(answer.previous_until)]
+    new_keys.show(run.out, answer, fields, user=answer.node.slug, file=out)
 
 
 def update(

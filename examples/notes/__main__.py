@@ -22,7 +22,7 @@ async def _main() -> None:
     parser.add_argument("--collection", default="notes")
     parser.add_argument("--state-dir", default=".mesh", help="of a mesh on this machine")
     parser.add_argument("--url", help="nats://host:port of a mesh elsewhere")
-    parser.add_argument("--creds", help="JSON file with user and password")
+    parser.add_argument("--creds", help="your credentials file")
     asked = parser.parse_args()
     if not asked.folder.is_dir():
         parser.error(f"{asked.folder} is no folder")

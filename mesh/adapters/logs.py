@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any, TextIO
@@ -14,15 +13,14 @@ from typing import Any, TextIO
 import structlog
 from structlog.types import Processor
 
+from mesh.core.redaction import HIDDEN, hide_secrets, names_secret
+
 _QUIET = ("aiosqlite", "alembic", "asyncio", "nats", "sqlalchemy")
 """Libraries whose informative lines inform nobody here."""
 
-_SECRET_KEY = re.compile(
-    r"(^|[_\-.])(password|passwd|token|key|secret|authorization)s?$", re.IGNORECASE
-)
-_LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
-_HIDDEN = "…"
 _MAX_DEPTH = 8
+_OF_THE_FORMATTER = frozenset({"_record", "_from_structlog"})
+"""What structlog's formatter takes out again; never shown."""
 
 
 def configure_logs(
@@ -91,23 +89,39 @@ def _always(ids: Mapping[str, str]) -> Processor:
 
 
 def redact(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Hide what stands under a key named like a secret (`password`, `api_key`, …), and logins in
-    URLs, wherever they stand.
+    """Hide what stands under a key named like a secret (`password`, `api_key`, …), and what looks
+    like a secret wherever it stands, in exceptions and objects too.
     """
-    return {key: _clean(key, value, 0) for key, value in event.items()}
+    return {
+        key: value if key in _OF_THE_FORMATTER else _clean(key, value, 0)
+        for key, value in event.items()
+    }
 
 
 def _clean(key: Any, value: Any, depth: int) -> Any:
     match value:
         case None | bool() | int() | float():  # a count of tokens is no secret
             return value
-        case _ if depth > _MAX_DEPTH or (isinstance(key, str) and _SECRET_KEY.search(key)):
-            return _HIDDEN
+        case _ if depth > _MAX_DEPTH or (isinstance(key, str) and names_secret(key)):
+            return HIDDEN
         case str():
-            return _LOGIN_IN_URL.sub(f"{_HIDDEN}@", value)
+            return hide_secrets(value)
         case Mapping():
-            return {name: _clean(name, inner, depth + 1) for name, inner in value.items()}
+            return {
+                hide_secrets(name if isinstance(name, str) else _shown(name)): _clean(
+                    name, inner, depth + 1
+                )
+                for name, inner in value.items()
+            }
         case list() | tuple() | set() | frozenset():
             return [_clean(None, inner, depth + 1) for inner in value]
         case _:
-            return value
+            return hide_secrets(_shown(value))
+
+
+def _shown(value: Any) -> str:
+    """As the renderers would show it."""
+    try:
+        return repr(value)
+    except Exception as error:  # noqa: BLE001 (a log line must not end the work it is about)
+        return f"<{type(value).__name__}: its repr failed with {type(error).__name__}>"

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
+import re
+import stat
 import tomllib
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from mesh.config import MeshConfig
+from mesh.config import SECRETS, MeshConfig
 from mesh.errors import ConfigError
+
+log = logging.getLogger(__name__)
+"""The standard library's: settings are read before the logs are set up, and it has stderr then."""
 
 PREFIX = "MESH_"
 BETWEEN_LEVELS = "__"
@@ -35,8 +41,11 @@ NOT_SETTINGS = frozenset(
 )
 """Variables that the commands, and clients of the gateway, read themselves."""
 
+ALIASES = {"MESH_JWT_SECRET": "security.jwt_secret"}
+"""Other names of settings in the environment."""
+
 BROKER_PREFIX = "MESH_BROKER_"
-"""Variables of `nats-server.conf`."""
+"""Variables of `nats-server.conf`; those with two underscores are settings of section `broker`."""
 
 
 class Loaded(NamedTuple):
@@ -91,6 +100,11 @@ def variable(key: str) -> str:
     return PREFIX + key.replace(".", BETWEEN_LEVELS).upper()
 
 
+def of_broker(name: str) -> bool:
+    """Whether that variable is for `nats-server.conf`."""
+    return name.startswith(BROKER_PREFIX) and not name.startswith(f"{PREFIX}BROKER{BETWEEN_LEVELS}")
+
+
 def _leaves(section: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, kind in typing.get_type_hints(section, include_extras=True).items():
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
@@ -112,7 +126,19 @@ def _from_toml(path: Path | None) -> Iterator[tuple[str, _Given]]:
         raise ConfigError(f"{path}: cannot be read: {reason}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    yield from _tables(content, MeshConfig, "", str(path))
+    given = list(_tables(content, MeshConfig, "", str(path)))
+    _warn_if_open(path, [key for key, setting in given if _is_secret(key) and setting.value])
+    yield from given
+
+
+def _warn_if_open(path: Path, secrets: Sequence[str]) -> None:
+    """Others who may read the file may read the secrets in it."""
+    if secrets and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        log.warning(
+            "%s holds secrets (%s) and others can read it: chmod 600 it, or give them by variables",
+            path,
+            ", ".join(secrets),
+        )
 
 
 def _tables(
@@ -132,15 +158,16 @@ def _tables(
 
 
 def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, _Given]]:
-    keys = {variable(key): key for key in setting_types()}
+    keys = {variable(key): key for key in setting_types()} | ALIASES
     for name, text in sorted(environ.items()):
-        ours = name.startswith(PREFIX) and not name.startswith(BROKER_PREFIX)
-        if not ours or name in NOT_SETTINGS:
+        if not name.startswith(PREFIX) or name in NOT_SETTINGS or of_broker(name):
             continue
         if name not in keys:
             raise _unknown(name, name, [*keys, *NOT_SETTINGS])
         if text:
             key = keys[name]
+            if name in ALIASES and environ.get(variable(key), text) not in ("", text):
+                raise ConfigError(f"{name} and {variable(key)} say different things; set one")
             yield key, _checked(key, _parsed(key, text, name), name, strict=False)
 
 
@@ -183,7 +210,13 @@ def _checked(key: str, value: Any, source: str, *, strict: bool) -> _Given:
     try:
         return _Given(msgspec.convert(value, setting_types()[key], strict=strict), source)
     except msgspec.ValidationError as error:
+        if _is_secret(key):  # nobody is shown what it was, nor parts of it
+            raise ConfigError(f"{source}: {_secret_words(error)}") from None
         raise ConfigError(f"{source}: {_words(error)}") from error
+
+
+def _is_secret(key: str) -> bool:
+    return key.rpartition(".")[2] in SECRETS
 
 
 def _build(section: type[msgspec.Struct], prefix: str, given: Mapping[str, _Given]) -> Any:
@@ -207,3 +240,11 @@ def _words(error: msgspec.ValidationError) -> str:
     """`Expected `int` >= 1` → `expected int >= 1`."""
     text = str(error).replace("`", "").replace(" - at $", " at ")
     return text[0].lower() + text[1:]
+
+
+def _secret_words(error: msgspec.ValidationError) -> str:
+    """What is wrong with a secret, by its kind alone."""
+    wrong_type = re.fullmatch(r"Expected `(\w+)`, got `(\w+)`", str(error))
+    if wrong_type:
+        return f"expected {wrong_type[1]}, got {wrong_type[2]}"
+    return "is too long, or not of the form that such a secret has"

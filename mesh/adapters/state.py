@@ -7,30 +7,26 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
+import structlog
 
 from mesh.errors import DisconnectedError, StateError
+from mesh.ports import Login
 
-_PASSWORD_BYTES = 32
+log = structlog.get_logger()
+
 _MESH_FILE = "mesh.json"
-
-
-class Credentials(msgspec.Struct, frozen=True, kw_only=True):
-    """A login at the broker; never shown."""
-
-    user: str
-    password: str
-
-    def __repr__(self) -> str:
-        return f"Credentials(user={self.user!r}, password=…)"
+_OWNER_ALONE = 0o600
+_OTHERS = 0o077
+_MAX_CREDENTIALS_BYTES = 1024 * 1024
 
 
 class MeshFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,12 +36,16 @@ class MeshFile(msgspec.Struct, frozen=True, kw_only=True):
     """Of the gateway, without its prefix; None: no gateway runs."""
     nats_url: str
     credentials: dict[str, str]
-    """Absolute paths of credentials files by role: `operator`, `node`, `master`, `gateway`."""
+    """Absolute paths of credentials files by role: `operator`, `master`, `gateway`."""
     pids: dict[str, int]
     """By process name: `broker`, `master`, `gateway`, `node-<slug>`."""
     started_at: str
     """ISO 8601, UTC."""
     version: str
+    tls_ca: str = ""
+    """Absolute paths as in `nats.tls_…`, where the broker speaks TLS; empty: not given."""
+    tls_cert: str = ""
+    tls_key: str = ""
 
 
 class StateFolder:
@@ -99,7 +99,7 @@ class StateFolder:
             StateError: It cannot be made or written.
         """
         try:
-            for folder in (self.path, self._credentials, self.logs, self.samples):
+            for folder in (self.path, self.credentials, self.logs, self.samples):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -133,20 +133,15 @@ class StateFolder:
     # -- credentials -------------------------------------------------------------------------------
 
     @property
-    def _credentials(self) -> Path:
+    def credentials(self) -> Path:
+        """Folder of the credentials files."""
         return self.path / "credentials"
 
-    def credentials_file(self, user: str) -> Path:
-        """Absolute path of the file with a user's login."""
-        return self._credentials / f"{user}.json"
-
-    def credentials(self, users: Iterable[str]) -> dict[str, Credentials]:
-        """Logins by user; a password is made (256 random bits) once and kept.
-
-        Raises:
-            StateError: A file that cannot be read or written.
+    def credentials_file(self, role: str) -> Path:
+        """Absolute path of the file with the login of `master`, `gateway` or `operator`, or with
+        the `broker`'s public keys.
         """
-        return make_credentials(self._credentials, users)
+        return self.credentials / f"{role}.json"
 
     # -- mesh.json ---------------------------------------------------------------------------------
 
@@ -222,50 +217,85 @@ def read_mesh(state_dir: Path) -> MeshFile:
             f"no {_MESH_FILE} in {state_dir}: start one with `mesh-agent up`, "
             "or give --url/MESH_URL"
         )
-    return _read(file, MeshFile, "start the mesh again")
-
-
-def make_credentials(folder: Path, users: Iterable[str]) -> dict[str, Credentials]:
-    """Logins by user in `<folder>/<user>.json`; a password is made (256 random bits) once and kept.
-
-    Raises:
-        StateError: A file that cannot be read or written.
-    """
-    logins = {}
-    for user in users:
-        file = folder / f"{user}.json"
-        if file.exists():
-            logins[user] = read_credentials(file)
-            continue
-        # A letter first: no tool that meets the password takes it for a number or a flag.
-        password = f"p{secrets.token_urlsafe(_PASSWORD_BYTES)}"
-        logins[user] = Credentials(user=user, password=password)
-        write_json(file, logins[user])
-    return logins
-
-
-def read_credentials(file: Path) -> Credentials:
-    """A login from a file.
-
-    Raises:
-        StateError: Not there, not readable, or not `{"user": …, "password": …}`.
-    """
-    return _read(file, Credentials, 'it should be {"user": "…", "password": "…"}')
+    return read_json(file, MeshFile, advice="start the mesh again")
 
 
 _T = TypeVar("_T")
 
 
-def _read(file: Path, kind: type[_T], advice: str) -> _T:
+def read_json(file: Path, kind: type[_T], *, advice: str) -> _T:
+    """What a file holds.
+
+    Raises:
+        StateError: It cannot be read, or holds something else; says what to do.
+    """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=kind)
-    except OSError as error:
-        raise StateError(f"{file} cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return msgspec.json.decode(read_bytes(file), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StateError(f"{file} is damaged ({error}): {advice}") from error
 
 
-def write_json(file: Path, content: Any) -> None:
+def read_bytes(file: Path) -> bytes:
+    """Raises: StateError, if it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise StateError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def read_credentials(file: Path, *, user: str = "") -> Login:
+    """A login from a file: JSON with `user` and `password` or `nkey`, or the bare API key of
+    `user`. What others can read is made the owner's alone.
+
+    Raises:
+        StateError: Not there, not readable, or neither of the two.
+    """
+    data = read_bytes(file)
+    keep_private(file)
+    text = data[:_MAX_CREDENTIALS_BYTES].strip()
+    if not text.startswith(b"{"):
+        return _bare_key(file, text, user)
+    try:
+        login = msgspec.json.decode(text, type=Login)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        login = None  # what is wrong is not told: the text is a secret
+    if login is None or not login.user or bool(login.password) is bool(login.nkey):
+        raise StateError(f'{file} is damaged: it should be {{"user": "…", "password": "…"}}')
+    return login
+
+
+def _bare_key(file: Path, text: bytes, user: str) -> Login:
+    if not text.isascii() or not text.startswith(b"nmk_") or len(text.split()) != 1:
+        raise StateError(
+            f"{file} holds no credentials: it should be an API key (nmk_…), or "
+            '{"user": "…", "password": "…"}'
+        )
+    if not user:
+        raise StateError(
+            f"{file} holds an API key and not whose it is: make it "
+            '{"user": "…", "password": "nmk_…"}'
+        )
+    return Login(user=user, password=text.decode())
+
+
+def keep_private(file: Path) -> None:
+    """See that a file with a secret is its owner's alone, where that is for us to say: in a folder
+    that others cannot enter, they cannot read it either.
+    """
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        if not mode & _OTHERS or not stat.S_IMODE(file.parent.stat().st_mode) & _OTHERS:
+            return
+        if file.stat().st_uid == os.geteuid():
+            file.chmod(_OWNER_ALONE)
+            log.warning("mesh.credentials.made_private", file=str(file), mode=f"{mode:o}")
+        else:
+            log.info("mesh.credentials.left_readable", file=str(file), mode=f"{mode:o}")
+    except OSError as error:
+        log.warning("mesh.credentials.left_readable", file=str(file), error=error.strerror)
+
+
+def write_json(file: Path, content: Any, *, mode: int = _OWNER_ALONE) -> None:
     """Write `content` so that readers see the old file or the new one, also after a power cut.
 
     Raises:
@@ -276,6 +306,7 @@ def write_json(file: Path, content: Any) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
         try:
             with os.fdopen(descriptor, "wb") as out:  # mkstemp makes it 0600
+                os.fchmod(descriptor, mode)
                 out.write(data)
                 out.flush()
                 os.fsync(out.fileno())

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from mesh.errors import UnauthorizedError
 from mesh.types import Status
-from mesh.wire.messages import Identity, PublicKey, TokenInfo
+from mesh.wire.messages import TokenInfo
 
 
 class AccessTokenRecord(NamedTuple):
@@ -105,63 +103,18 @@ class TokenStore(Protocol):
         """Use a join token once, if it is good; None: it is not."""
         ...
 
-    async def give_back_join(self, id: str) -> None:  # noqa: A002
-        """The join it was used for was refused: undo the use."""
+    async def good_join(self, digest: str, *, at: int) -> str | None:
+        """Id of the join token, if it could be used; it is not."""
         ...
 
-    async def node_of_key(self, digest: str) -> NodeAccess | None:
-        """The node whose API key has this hash."""
+    async def give_back_join(self, id: str) -> None:  # noqa: A002
+        """The join it was used for was refused: undo the use."""
         ...
 
     async def node(self, slug: str) -> NodeAccess | None:
         """What the registry has now, whichever master wrote it."""
         ...
 
-    async def set_key(self, slug: str, digest: str) -> None:
-        """Give a node another API key.
-
-        Raises:
-            NotFoundError
-        """
-        ...
-
     async def prune(self, *, before: int) -> int:
         """Forget what expired before; how many."""
-        ...
-
-
-class TokenSigner(Protocol):
-    """Makes access tokens."""
-
-    def sign(self, identity: Identity, *, issued_at: int, expires_at: int) -> str:
-        """A token that says who its bearer is, from and until a unix time in seconds."""
-        ...
-
-    def public_keys(self) -> list[PublicKey]:
-        """What verifies its tokens, newest first."""
-        ...
-
-
-class UnknownKeyError(UnauthorizedError):
-    """The token names a key that is not trusted, or not yet."""
-
-
-class TokenVerifier(Protocol):
-    """Judges access tokens by what they say and who signed it."""
-
-    def trust(self, keys: Sequence[PublicKey]) -> bool:
-        """Believe these keys and no others; whether that is a change."""
-        ...
-
-    def verify(self, token: str, now: float) -> tuple[Identity, float]:
-        """Who the bearer is, and until when (unix seconds, clock skew included).
-
-        Args:
-            token: What was shown; may be anything.
-            now: Unix seconds.
-
-        Raises:
-            UnknownKeyError: Perhaps good, but none of the trusted keys.
-            UnauthorizedError: Not good; the words are safe to show.
-        """
         ...

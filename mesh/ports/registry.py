@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from mesh.wire.messages import HistoryQuery, HistoryRecord, NodeRecord, NodeUpdate
@@ -22,15 +22,15 @@ class Registry(Protocol):
         api_key_hash: str,
         scopes: Sequence[str] = ("search", "actions"),
     ) -> None:
-        """Add a node, and what it may do.
+        """Add a node, and what it may do. Whoever waited under its name waits no longer.
 
         Raises:
-            ConflictError: The slug is taken.
+            ConflictError: The slug is taken, by a node or a user.
         """
         ...
 
-    async def enrol(self, record: NodeRecord) -> bool:
-        """Add the node if its slug is new; False if it was there."""
+    async def lookup(self, names: Collection[str]) -> list[NodeRecord]:
+        """Those with one of these slugs or ids, whichever master registered them; by slug."""
         ...
 
     async def update(self, slug: str, change: NodeUpdate) -> NodeRecord:
@@ -45,16 +45,12 @@ class Registry(Protocol):
         """Save what nodes last told of themselves and how their probes went; one transaction."""
         ...
 
-    async def remove(self, slug: str, *, incarnation: int) -> None:
-        """Delete a node and remember which of its lives was removed.
+    async def remove(self, slug: str) -> None:
+        """Delete a node, its key with it.
 
         Raises:
             NotFoundError
         """
-        ...
-
-    async def removed(self) -> dict[str, int]:
-        """Slug → newest incarnation that was removed: its heartbeats do not enrol it again."""
         ...
 
     async def next_epoch(self, *, at_least: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TypeVar
 
 import msgspec
@@ -17,6 +18,12 @@ R = TypeVar("R", bound=Request)
 
 log = structlog.get_logger()
 
+request_origin: ContextVar[str] = ContextVar("origin", default="")
+"""Network address of whoever the caller speaks for, told to masters for their audit trail; empty:
+not known, or the caller speaks for itself.
+"""
+
+_MOST_ORIGIN_CHARS = 64
 _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 1.0
 
@@ -56,6 +63,8 @@ class Caller:
             MeshError: As `node`.
         """
         subject = subjects.master(verb, self._bus.identity)
+        if origin := request_origin.get():
+            request = msgspec.structs.replace(request, origin=origin[:_MOST_ORIGIN_CHARS])
         return await self._send(subject, "master", request, kind, timeout_s)
 
     async def action(

@@ -23,7 +23,7 @@ from mesh.ports import Bus, Clock, Message, Subscription, TokenVerifier, Unknown
 from mesh.runtime.access_api import AccessApi
 from mesh.runtime.background import Background
 from mesh.wire import codec, subjects
-from mesh.wire.messages import Identity, Revoked
+from mesh.wire.messages import Identity, PublicKey, Revoked
 
 log = structlog.get_logger()
 
@@ -83,12 +83,22 @@ class Gatekeeper:
         self._heard: dict[str, float] = {}
         """Tokens whose revocation was heard lately, and when (monotonic s)."""
         self._trusting: asyncio.Future[None] | None = None
+        self._trust_overtaken = False
+        """The keys changed since a master was asked for them."""
         self._trust_asked_at = float("-inf")
+        self._keys_told: list[PublicKey] = []
 
     @property
     def ready(self) -> bool:
         """Whether a master has told the keys, so that tokens can be judged."""
         return self._ready
+
+    @property
+    def public_keys(self) -> list[PublicKey]:
+        """What verifies access tokens, newest first; none until it is `ready`, and none where a
+        shared secret does.
+        """
+        return self._keys_told
 
     async def start(self) -> None:
         """Hear revocations, and fetch the keys; returns after 2 s at most, ready or not.
@@ -257,7 +267,11 @@ class Gatekeeper:
     async def _fetch_trust(self, done: asyncio.Future[None]) -> None:
         self._trust_asked_at = self._clock.monotonic()
         try:
-            trust = await self._access.trust()
+            while True:
+                self._trust_overtaken = False
+                trust = await self._access.trust()
+                if not self._trust_overtaken:
+                    break
         except TooLargeError as error:  # it will not get smaller by waiting
             log.error(  # noqa: TRY400 (where it happened here tells nothing)
                 "mesh.gatekeeper.trust_too_large", ready=self._ready, error=str(error)
@@ -266,6 +280,7 @@ class Gatekeeper:
             log.info("mesh.gatekeeper.trust_kept", ready=self._ready, error=str(error))
         else:
             self._answered()
+            self._keys_told = trust.keys
             if self._verifier.trust(trust.keys):
                 self._tokens.clear()
                 log.info("mesh.gatekeeper.keys_learnt", kids=[key.kid for key in trust.keys])
@@ -287,7 +302,15 @@ class Gatekeeper:
             for memory in (self._keys, self._last_good):
                 memory.drop(lambda identity: identity.subject in gone)
             self._ask_again()
-        log.info("mesh.gatekeeper.revoked", tokens=len(told.tokens), subjects=told.subjects)
+        if told.keys:
+            self._trust_overtaken = True
+            self._trust_again()
+        log.info(
+            "mesh.gatekeeper.revoked",
+            tokens=len(told.tokens),
+            subjects=told.subjects,
+            keys=told.keys,
+        )
 
     def _connection_changed(self, connected: bool) -> None:
         """What was said while the broker was away was not heard: every key is asked for again, and

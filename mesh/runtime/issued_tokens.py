@@ -7,16 +7,24 @@ only its id. What stops being good is revoked in SQL first, then told to all.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import structlog
 from uuid_utils import uuid7
 
 from mesh.config import SecurityConfig
 from mesh.errors import ConflictError, InvalidError, MeshError, NotFoundError, UnauthorizedError
-from mesh.ports import AccessTokenRecord, Clock, RefreshTokenRecord, TokenSigner, TokenStore
+from mesh.ports import (
+    AccessTokenRecord,
+    Audit,
+    Clock,
+    RefreshTokenRecord,
+    TokenSigner,
+    TokenStore,
+    Verb,
+)
 from mesh.runtime.access_api import digest_of
+from mesh.runtime.exclusion import Exclusion
 from mesh.runtime.revocations import Revocations
 from mesh.types import Status
 from mesh.wire import subjects
@@ -36,9 +44,6 @@ from mesh.wire.messages import (
 
 log = structlog.get_logger()
 
-Verb = Callable[[Any, str], Awaitable[Any]]
-"""Serves a request of a caller."""
-
 _REFRESH_TOKEN = "nmr_"  # noqa: S105 (a prefix)
 _SECRET_BYTES = 32
 _PRUNE_EVERY_S = 600.0
@@ -56,6 +61,8 @@ class IssuedTokens:
         store: TokenStore,
         signer: TokenSigner,
         revocations: Revocations,
+        exclusion: Exclusion,
+        audit: Audit,
         *,
         clock: Clock,
         config: SecurityConfig,
@@ -63,6 +70,8 @@ class IssuedTokens:
         self._store = store
         self._signer = signer
         self._revocations = revocations
+        self._exclusion = exclusion
+        self._audit = audit
         self._clock = clock
         self._config = config
         self.verbs: Mapping[str, tuple[type[Request], Verb]] = {
@@ -85,12 +94,6 @@ class IssuedTokens:
                 f"there are tokens of a {slug!r} that is no node; choose another name, "
                 f"or revoke them first: meshctl tokens revoke --subject {slug}"
             )
-
-    async def shut_out(self, node: str, *, by: str) -> None:
-        """A node is not active any more: its tokens and its API key open nothing."""
-        revoked, ids = await self._store.revoke_subject(node, at=self._clock.unix_ms())
-        self._revocations.tell(tokens=ids, names=[node])
-        log.info("mesh.node.shut_out", node=node, tokens=revoked, by=by)
 
     async def grant(self, identity: Identity, *, ttl_s: int, family: str) -> Grant | None:
         """New tokens, with a refresh token where there is a family; None: it was revoked."""
@@ -162,18 +165,29 @@ class IssuedTokens:
         except ConflictError:
             await self._store.revoke(grant.id, at=self._clock.unix_ms())
             raise
+        by = who(asked, caller)
+        self._audit.note(
+            "token-issued",
+            actor=by,
+            subject=grant.subject,
+            origin=asked.origin,
+            token_id=grant.id,
+            scopes=grant.scopes,
+            expires_in=grant.expires_in,
+        )
         log.info(
             "mesh.token.issued",
             token_id=grant.id,
             subject=grant.subject,
             scopes=grant.scopes,
             expires_in=grant.expires_in,
-            by=who(asked, caller),
+            by=by,
         )
         return grant
 
     async def _check_free(self, subject: str) -> None:
-        if subject.lower() in subjects.RESERVED:
+        folded = subject.lower()
+        if folded in subjects.RESERVED or subjects.is_joiner(folded):
             raise ConflictError(f"{subject!r} is reserved; choose another name")
         if await self._store.node(subject) is not None:
             raise ConflictError(
@@ -192,6 +206,14 @@ class IssuedTokens:
         if not unused:
             revoked = await self._store.revoke_family(old.family, at=now_ms)
             self._revocations.tell(tokens=revoked)
+            self._audit.note(
+                "token-reused",
+                actor=who(asked, caller),
+                subject=old.subject,
+                origin=asked.origin,
+                family=old.family,
+                revoked=len(revoked),
+            )
             log.warning(
                 "mesh.token.reused",
                 subject=old.subject,
@@ -207,13 +229,19 @@ class IssuedTokens:
         )
         # Asked last: whoever shuts the node out after this sees the new tokens, and revokes them.
         if grant is not None and old.node and not await self.is_active(old.subject):
-            await self.shut_out(old.subject, by="master")
+            await self._exclusion.shut_out(old.subject, by="master", off_broker=False)
             grant = None
         if grant is None:
             raise _bad_refresh()
-        log.info(
-            "mesh.token.refreshed", token_id=grant.id, subject=old.subject, by=who(asked, caller)
+        by = who(asked, caller)
+        self._audit.note(
+            "token-refreshed",
+            actor=by,
+            subject=old.subject,
+            origin=asked.origin,
+            token_id=grant.id,
         )
+        log.info("mesh.token.refreshed", token_id=grant.id, subject=old.subject, by=by)
         return grant
 
     async def is_active(self, node: str) -> bool:
@@ -241,12 +269,20 @@ class IssuedTokens:
                 )
             revoked, ids = found
         self._revocations.tell(tokens=ids)
+        by = who(asked, caller)
+        self._audit.note(
+            "token-revoked",
+            actor=by,
+            subject=asked.subject or asked.id,
+            origin=asked.origin,
+            revoked=revoked,
+        )
         log.info(
             "mesh.token.revoked",
             token_id=asked.id,
             subject=asked.subject,
             revoked=revoked,
-            by=who(asked, caller),
+            by=by,
         )
         return TokensRevoked(revoked=revoked)
 
@@ -278,7 +314,7 @@ def distinct(scopes: Sequence[str]) -> list[str]:
 
 
 def who(request: Request, caller: str) -> str:
-    """Who asks, for the log."""
+    """Who asks, for the log and the audit trail."""
     return f"{caller} for {request.on_behalf}" if request.on_behalf else caller
 
 

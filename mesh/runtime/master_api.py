@@ -1,34 +1,29 @@
-"""The verbs of `mesh.v1.master.<verb>.<caller>`: registry, statistics, routes, history. Those about
-keys and tokens are the `Authority`'s own.
+"""The verbs of `mesh.v1.master.<verb>.<caller>`: what is read of registry, routes and history, and
+whatever others provide.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 
-from mesh.errors import BadRequestError, DeadlineExceededError, MeshError, NotFoundError
-from mesh.ports import Clock, History, Message, Registry
-from mesh.runtime.authority import Authority
+from mesh.errors import BadRequestError, DeadlineExceededError, MeshError
+from mesh.ports import Clock, History, Message, Registry, VerbProvider
 from mesh.runtime.history_index import HistoryIndex
-from mesh.runtime.issued_tokens import who
 from mesh.runtime.membership import Membership
 from mesh.runtime.route_publisher import RoutePublisher
 from mesh.runtime.serving import Responder
-from mesh.types import VERSION, Status
+from mesh.types import VERSION
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
     HistoryPage,
     HistoryQuery,
-    NodeChange,
     NodeList,
     NodeName,
     NodeRecord,
-    NodeRegister,
-    NodeRegistered,
     NodesQuery,
     NodeStats,
     PingRequest,
@@ -43,6 +38,8 @@ log = structlog.get_logger()
 R = TypeVar("R", bound=Request)
 
 _HISTORY_WAIT_S = 2.0
+_SPEAK_FOR_OTHERS = frozenset({"bridge", "gateway", "master"})
+"""Whoever else says for whom he speaks, and from where, is not believed."""
 
 
 class MasterApi:
@@ -53,7 +50,7 @@ class MasterApi:
         membership: Membership,
         publisher: RoutePublisher,
         history_index: HistoryIndex,
-        authority: Authority,
+        providers: Sequence[VerbProvider],
         *,
         registry: Registry,
         history: History,
@@ -65,7 +62,6 @@ class MasterApi:
         self._view = membership.view
         self._publisher = publisher
         self._history_index = history_index
-        self._authority = authority
         self._registry = registry
         self._history = history
         self._clock = clock
@@ -76,12 +72,13 @@ class MasterApi:
             "nodes": self._of(NodesQuery, self._nodes),
             "ping": self._of(PingRequest, self._ping),
             "probe": self._of(NodeName, self._probe),
-            "register": self._of(NodeRegister, self._register),
-            "remove": self._of(NodeName, self._remove),
             "routes": self._of(RoutesRequest, self._routes),
             "stats": self._of(Request, self._stats),
-            "update": self._of(NodeChange, self._update),
-        } | {name: self._of(kind, verb) for name, (kind, verb) in authority.verbs.items()}
+        }
+        for provider in providers:
+            self._verbs |= {
+                name: self._of(kind, verb) for name, (kind, verb) in provider.verbs.items()
+            }
 
     def handle(self, message: Message) -> None:
         """Serve one request; the bus calls this."""
@@ -94,7 +91,9 @@ class MasterApi:
         async def answer(caller: str) -> bytes:
             serve = self._verbs.get(verb)
             if serve is None:
-                raise BadRequestError(f"no verb {verb!r}; there are: {', '.join(self._verbs)}")
+                raise BadRequestError(
+                    f"no verb {verb!r}; there are: {', '.join(sorted(self._verbs))}"
+                )
             return codec.ok(await serve(message.data, caller))
 
         self._responder.serve(message, answer, bypass=verb == "ping")
@@ -108,6 +107,8 @@ class MasterApi:
             request = codec.decode(data or b"{}", kind)
             if request.deadline and self._clock.unix_ms() >= request.deadline:
                 raise DeadlineExceededError("the request had expired before it was read")
+            if caller not in _SPEAK_FOR_OTHERS and (request.on_behalf or request.origin):
+                request = msgspec.structs.replace(request, on_behalf="", origin="")
             return await verb(request, caller)
 
         return serve
@@ -132,7 +133,7 @@ class MasterApi:
         return self._view.stats(blind=self._membership.blind)
 
     async def _probe(self, request: NodeName, _caller: str) -> NodeRecord:
-        record = self._view.find(request.node)
+        record = await self._membership.find(request.node)
         await self._membership.probe(record.slug)
         return self._view.find(record.slug)
 
@@ -145,28 +146,3 @@ class MasterApi:
             log.warning("mesh.history.freshness_unknown", error=str(error))
         records, total = await self._registry.history(query)
         return HistoryPage(actions=records, total=total)
-
-    # -- changing ----------------------------------------------------------------------------------
-
-    async def _register(self, request: NodeRegister, caller: str) -> NodeRegistered:
-        record, api_key = await self._authority.admit(request, by=who(request, caller))
-        return NodeRegistered(node=record, api_key=api_key)
-
-    async def _update(self, request: NodeChange, caller: str) -> NodeRecord:
-        slug = self._view.find(request.node).slug
-        record = await self._registry.update(slug, request.change)
-        changed = self._membership.change(record)
-        if request.change.status is not None and record.status is not Status.ACTIVE:
-            await self._authority.issued.shut_out(slug, by=who(request, caller))
-        log.info("mesh.node.updated", node=slug, by=who(request, caller))
-        return changed
-
-    async def _remove(self, request: NodeName, caller: str) -> NodeRecord:
-        record = self._view.find(request.node)
-        # It may be gone from the database: by another master, or a try that got only so far.
-        with contextlib.suppress(NotFoundError):
-            await self._registry.remove(record.slug, incarnation=record.incarnation)
-        await self._authority.issued.shut_out(record.slug, by=who(request, caller))
-        self._membership.remove(record)
-        log.info("mesh.node.removed", node=record.slug, by=who(request, caller))
-        return record

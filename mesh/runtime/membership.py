@@ -1,27 +1,27 @@
 """Who is there and how well: the shell around the failure detector and the view of all nodes.
 
-Hears heartbeats and events, carries out what the detector decides, enrols nodes it has not seen,
-and saves to SQL what nodes tell of themselves, so that it is still known when they are away.
+Hears heartbeats and events, carries out what the detector decides, looks up nodes that another
+master has registered, and saves to SQL what nodes tell of themselves, so that it is still known
+when they are away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import structlog
-from uuid_utils import uuid7
 
 from mesh.config import HealthConfig
 from mesh.core import failure_detector as detector
 from mesh.core.failure_detector import Effect, Event, FailureDetector
 from mesh.core.node_view import NodeView
-from mesh.errors import BadRequestError, MeshError
+from mesh.errors import BadRequestError, MeshError, NotFoundError
 from mesh.ports import Bus, Clock, Message, Registry, Subscription
 from mesh.runtime.background import Background
 from mesh.runtime.prober import Answered, Failed, Prober, ProbeResult
 from mesh.types import VERSION, Health, Status
 from mesh.wire import codec, subjects
-from mesh.wire.messages import Changed, Heartbeat, NodeEvent, NodeRecord, NodeRegister
+from mesh.wire.messages import Changed, Heartbeat, NodeEvent, NodeRecord
 
 log = structlog.get_logger()
 
@@ -30,6 +30,8 @@ _SAVE_EVERY_S = 1.0
 _SAVE_AT_ONCE = 256
 _TICKS_PER_INTERVAL = 5
 _MOST_INCARNATION = 2**53
+_MOST_STRANGERS = 1000
+"""Looked up at once; the others beat again."""
 
 
 class Membership:
@@ -45,7 +47,6 @@ class Membership:
         *,
         incarnation: int,
         on_change: Callable[[], None],
-        check_name: Callable[[str], Awaitable[None]],
     ) -> None:
         """Args:
         bus: Where nodes are heard.
@@ -55,7 +56,6 @@ class Membership:
         health: When a node counts as what.
         incarnation: Of this master, unix ms.
         on_change: Callers may have to route otherwise.
-        check_name: Raises ConflictError where a node that enrols itself may not have its name.
         """
         self._bus = bus
         self._registry = registry
@@ -64,7 +64,6 @@ class Membership:
         self._health = health
         self._incarnation = incarnation
         self._on_change = on_change
-        self._check_name = check_name
         self._detector = FailureDetector(health)
         self._prober = Prober(
             bus, clock, background, timeout_s=health.probe_timeout_s, report=self._probed
@@ -72,12 +71,13 @@ class Membership:
         self._sequence = 0
         self._sighted_at: float | None = None
         self._pinged_at: dict[str, float] = {}
-        self._enrolling: set[str] = set()
-        self._removed: dict[str, int] = {}
+        self._strangers: dict[str, Heartbeat] = {}
+        """The last beats of nodes that are not in the view, until they are looked up."""
+        self._looking = False
         self._subscriptions: list[Subscription] = []
         self.view = NodeView()
         self.dropped = 0
-        """Messages refused for their subject or form."""
+        """Messages refused for their subject or form, and beats of nodes that nobody registered."""
 
     @property
     def blind(self) -> bool:
@@ -105,7 +105,6 @@ class Membership:
         Raises:
             UnavailableError: The database or the broker is away.
         """
-        self._removed = await self._registry.removed()
         self.view.load(await self._registry.nodes())
         for record in self.view.records():
             self._decide(detector.NodeKnown(record.slug, record.incarnation))
@@ -186,9 +185,8 @@ class Membership:
                 self._decide(detector.BeatEchoed())
         elif slug in self.view:
             self._heard(beat)
-        elif beat.incarnation > self._removed.get(slug, -1) and slug not in self._enrolling:
-            self._enrolling.add(slug)
-            self._background.spawn(f"enrol-{slug}", self._enrol(beat))
+        else:
+            self._heard_stranger(beat)
 
     def _heard(self, beat: Heartbeat) -> None:
         self.view.heard(beat)
@@ -202,6 +200,47 @@ class Membership:
                 draining=beat.draining,
             )
         )
+
+    def _heard_stranger(self, beat: Heartbeat) -> None:
+        """Another master may have registered it. One query an interval, however many there are."""
+        if beat.node in self._strangers or len(self._strangers) >= _MOST_STRANGERS:
+            self.dropped += 1
+        if beat.node in self._strangers or len(self._strangers) < _MOST_STRANGERS:
+            self._strangers[beat.node] = beat
+        if not self._looking:
+            self._looking = True
+            self._background.spawn("look-up", self._look_up())
+
+    async def _look_up(self) -> None:
+        try:
+            while strangers := self._strangers:
+                self._strangers = {}
+                await self._look_up_all(strangers)
+                await self._clock.sleep(self._health.heartbeat_interval_s)
+        finally:
+            self._looking = False
+
+    async def _look_up_all(self, strangers: dict[str, Heartbeat]) -> None:
+        try:
+            found = await self._registry.lookup(list(strangers))
+        except MeshError as error:
+            self.dropped += len(strangers)
+            log.warning("mesh.membership.look_up_failed", nodes=len(strangers), error=str(error))
+            return
+        for record in found:
+            beat = strangers.pop(record.slug, None)
+            if beat is not None:
+                if record.slug not in self.view:
+                    self.add(record)
+                    log.info("mesh.node.looked_up", node=record.slug)
+                self._heard(beat)
+        if strangers:
+            self.dropped += len(strangers)
+            log.warning(
+                "mesh.membership.strangers_dropped",
+                nodes=len(strangers),
+                some=sorted(strangers)[:5],
+            )
 
     def _on_event(self, message: Message) -> None:
         try:
@@ -270,7 +309,7 @@ class Membership:
     # -- the registry ------------------------------------------------------------------------------
 
     def add(self, record: NodeRecord) -> None:
-        """A node was registered."""
+        """A node was registered, by us or another master."""
         self.view.load([record])
         self._decide(detector.NodeKnown(record.slug, record.incarnation))
 
@@ -281,35 +320,26 @@ class Membership:
         return changed
 
     def remove(self, record: NodeRecord) -> None:
-        """A node was removed: this life of it does not come back by beating on."""
-        self._removed[record.slug] = record.incarnation
+        """A node was removed."""
         self.view.remove(record.slug)
         self._prober.forget(record.slug)
         self._pinged_at.pop(record.slug, None)
         self._decide(detector.NodeForgotten(record.slug))
 
-    async def _enrol(self, beat: Heartbeat) -> None:
-        """Register a node that the broker has let in and that says who it is."""
+    async def find(self, name: str) -> NodeRecord:
+        """The node with this slug or id, also one that only another master has seen yet.
+
+        Raises:
+            NotFoundError: It names the nodes that there are.
+            UnavailableError: The database is away.
+        """
         try:
-            record = _record_of(beat, self._clock.unix_ms())
-            await self._check_name(record.slug)
-            if await self._registry.enrol(record):
-                try:  # whoever took the name meanwhile did not see the node, or did and gave way
-                    await self._check_name(record.slug)
-                except MeshError:
-                    await self._registry.remove(record.slug, incarnation=0)  # it may try again
-                    raise
-                log.info("mesh.node.enrolled", node=record.slug)
-            else:  # another master was faster
-                known = {node.slug: node for node in await self._registry.nodes()}
-                record = known.get(record.slug, record)
-            self.view.load([record])
-            self._heard(beat)
-        except MeshError as error:
-            self.dropped += 1
-            log.warning("mesh.node.enrolment_failed", node=beat.node, error=str(error))
-        finally:
-            self._enrolling.discard(beat.node)
+            return self.view.find(name)
+        except NotFoundError:
+            for record in await self._registry.lookup([name]):
+                if record.slug not in self.view:
+                    self.add(record)
+        return self.view.find(name)
 
     async def _save_round(self) -> None:
         await self._clock.sleep(_SAVE_EVERY_S)
@@ -326,30 +356,3 @@ class Membership:
             else:
                 for record in batch:
                     self.view.saved(record)
-
-
-def _record_of(beat: Heartbeat, now_ms: int) -> NodeRecord:
-    """Raises InvalidError: The heartbeat holds what no registration could."""
-    said = codec.convert(
-        {
-            "name": beat.name or beat.node,
-            "type": beat.type,
-            "weight": beat.weight,
-            "capabilities": beat.capabilities,
-        },
-        NodeRegister,
-    )
-    return NodeRecord(
-        id=str(uuid7()),
-        slug=subjects.free_name(beat.node),
-        name=said.name,
-        type=said.type,
-        weight=said.weight,
-        capabilities=said.capabilities,
-        incarnation=beat.incarnation,
-        version=beat.version,
-        collections=beat.collections,
-        actions=beat.actions,
-        created_at=now_ms,
-        updated_at=now_ms,
-    )

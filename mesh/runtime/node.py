@@ -120,6 +120,7 @@ class NodeServer:
             documents=documents,
             executor=self.executor,
             actions=self.actions,
+            rate_limit=config.rate_limit,
         )
         started = dt.datetime.fromtimestamp(self._incarnation / 1000, tz=dt.UTC)
         self._discovery = Discovery(

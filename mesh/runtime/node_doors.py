@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import structlog
 
-from mesh.config import NodeConfig
+from mesh.config import NodeConfig, RateLimitConfig
 from mesh.core.service_time import ServiceTime
 from mesh.errors import BadRequestError, DeadlineExceededError, MeshError
 from mesh.ports import Bus, Clock, Documents, Message, Subscription
@@ -34,8 +34,7 @@ log = structlog.get_logger()
 
 _TRUSTED = frozenset({"gateway", "master", "bridge"})
 """Whom a caller speaks for is believed of our own processes alone. Which caller it is, the subject
-says, and the broker does not yet hold a login to its name: this keeps honest callers apart, it does
-not stop one with a broker login that calls itself `gateway`.
+says, and the broker holds every login to its name.
 """
 
 
@@ -53,6 +52,7 @@ class Doors:
         documents: Documents,
         executor: Executor,
         actions: Mapping[str, ActionSpec],
+        rate_limit: RateLimitConfig | None = None,
     ) -> None:
         self._bus = bus
         self._clock = clock
@@ -77,6 +77,7 @@ class Doors:
             name=self._node,
             max_parallel=config.max_parallel_requests,
             max_queued=config.max_queued_requests,
+            rate_limit=rate_limit,
         )
 
     def stats(self) -> dict[str, VerbStats]:
@@ -122,7 +123,7 @@ class Doors:
             case "fetch":
                 self.responder.serve(message, lambda _caller: self._fetched(message))
             case _:
-                self.responder.serve(message, lambda _caller: _unknown_verb(verb), bypass=True)
+                self.responder.serve(message, lambda _caller: _unknown_verb(verb))
 
     def _on_action(self, message: Message) -> None:
         if not self._shut:

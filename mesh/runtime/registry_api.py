@@ -32,8 +32,9 @@ _HISTORY_TIMEOUT_S = 10.0
 
 class RegistryApi:
     """The registry's part of `MeshClient`. Every method raises UnavailableError or
-    DeadlineExceededError where no master answers. `on_behalf`: whom the caller speaks for, as the
-    masters' logs name them.
+    DeadlineExceededError where no master answers. `on_behalf` and `origin`: whom a gateway or
+    bridge speaks for, and from which address, as the audit trail names them; nobody else is
+    believed.
     """
 
     def __init__(self, caller: Caller) -> None:
@@ -56,19 +57,23 @@ class RegistryApi:
             "nodes", NodesQuery(node=node, status=status, type=type), NodeList
         )
 
-    async def register_node(self, node: NodeRegister, *, on_behalf: str = "") -> NodeRegistered:
+    async def register_node(
+        self, node: NodeRegister, *, on_behalf: str = "", origin: str = ""
+    ) -> NodeRegistered:
         """Register a node; its API key is in the answer, this once.
 
         Raises:
             ConflictError: The name is taken.
             InvalidError: A value that cannot be.
         """
-        node = msgspec.structs.replace(node, on_behalf=on_behalf or node.on_behalf)
+        node = msgspec.structs.replace(
+            node, on_behalf=on_behalf or node.on_behalf, origin=origin or node.origin
+        )
         checked = codec.convert(msgspec.to_builtins(node), NodeRegister)
         return await self._master("register", checked, NodeRegistered)
 
     async def update_node(
-        self, node: str, change: NodeUpdate, *, on_behalf: str = ""
+        self, node: str, change: NodeUpdate, *, on_behalf: str = "", origin: str = ""
     ) -> NodeRecord:
         """Change a registered node.
 
@@ -76,16 +81,18 @@ class RegistryApi:
             NotFoundError, InvalidError
         """
         checked = codec.convert(msgspec.to_builtins(change), NodeUpdate)
-        request = NodeChange(node=node, change=checked, on_behalf=on_behalf)
+        request = NodeChange(node=node, change=checked, on_behalf=on_behalf, origin=origin)
         return await self._master("update", request, NodeRecord)
 
-    async def remove_node(self, node: str, *, on_behalf: str = "") -> NodeRecord:
-        """Take a node out of the registry.
+    async def remove_node(self, node: str, *, on_behalf: str = "", origin: str = "") -> NodeRecord:
+        """Take a node out of the registry: its key and tokens open nothing, its connections are
+        cut.
 
         Raises:
             NotFoundError
         """
-        return await self._master("remove", NodeName(node=node, on_behalf=on_behalf), NodeRecord)
+        request = NodeName(node=node, on_behalf=on_behalf, origin=origin)
+        return await self._master("remove", request, NodeRecord)
 
     async def probe_node(self, node: str) -> NodeRecord:
         """Have the master ping the node now and say what it thinks of it.

@@ -32,12 +32,17 @@ class Revocations:
         """From now on a broker that comes back hears what it missed."""
         self._bus.on_connection(self._connection_changed)
 
-    def tell(self, *, tokens: Sequence[str] = (), names: Sequence[str] = ()) -> None:
-        """Access tokens, by id, and subjects whose API keys must be asked for again."""
+    def tell(
+        self, *, tokens: Sequence[str] = (), names: Sequence[str] = (), keys: bool = False
+    ) -> None:
+        """Access tokens, by id, and subjects whose API keys must be asked for again; `keys`: the
+        keys that verify tokens as well.
+        """
         for start in range(0, max(len(tokens), 1), _TOLD_AT_ONCE):
             page = list(tokens[start : start + _TOLD_AT_ONCE])
-            told = Revoked(tokens=page, subjects=list(names) if start == 0 else [])
-            if told.tokens or told.subjects:
+            first = start == 0
+            told = Revoked(tokens=page, subjects=list(names) if first else [], keys=keys and first)
+            if told.tokens or told.subjects or told.keys:
                 self._untold.append(told)
         self._tell_the_rest()
 

@@ -7,11 +7,14 @@ A node or master never lets a request decide where its answer goes: it replies o
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 
 import structlog
 
+from mesh.config import RateLimitConfig
+from mesh.core.rate_limit import RateLimiter
 from mesh.errors import InternalError, MeshError, OverloadedError, TooLargeError
 from mesh.ports import Bus, Clock, Message
 from mesh.wire import codec
@@ -25,6 +28,9 @@ Respond = Callable[[str], Awaitable[bytes]]
 
 _SMOOTHING = 0.1
 _LEAST_RETRY_MS = 50
+_UNLIMITED = frozenset({"gateway"})
+"""It limits its own clients, and carries all of them."""
+_CALLERS_COUNTED = 10_000
 
 
 class _Work:
@@ -61,14 +67,34 @@ class Responder:
     """
 
     def __init__(
-        self, bus: Bus, clock: Clock, *, name: str, max_parallel: int, max_queued: int
+        self,
+        bus: Bus,
+        clock: Clock,
+        *,
+        name: str,
+        max_parallel: int,
+        max_queued: int,
+        rate_limit: RateLimitConfig | None = None,
     ) -> None:
+        """Args:
+        bus: Where answers go.
+        clock: Time.
+        name: Who answers.
+        max_parallel: Handlers at a time.
+        max_queued: Requests that wait for one.
+        rate_limit: How often a caller may ask, where it says so of the bus; None: as it likes.
+        """
         self._bus = bus
         self._clock = clock
         self._name = name
         self._max_parallel = max_parallel
         self._max_queued = max_queued
         self._slots = asyncio.Semaphore(max_parallel)
+        self._limiter = (
+            RateLimiter(rate_limit.bus_max_attempts, rate_limit.period_s, capacity=_CALLERS_COUNTED)
+            if rate_limit is not None and rate_limit.bus
+            else None
+        )
         self._works: dict[str, set[_Work]] = {}
         """By caller."""
         self._service_ms = 0.0
@@ -90,16 +116,16 @@ class Responder:
         Args:
             message: The request; the last token of its subject is the caller.
             handler: Runs in a task of its own.
-            bypass: Neither counted nor queued: pings must be answered by a busy node too.
+            bypass: Neither counted nor queued nor limited: pings must be answered by a busy node
+                too.
             finishes: Once it has begun, `cancel` no longer stops it.
         """
         caller = caller_of(message)
         if not self.answerable(message, caller):
             self.drop(message, "reply subject is not the caller's")
             return
-        full = self.in_flight + self.queued >= self._max_parallel + self._max_queued
-        if full and not bypass:
-            self._refuse(message)
+        if not bypass and (refusal := self._refusal(caller)) is not None:
+            self._reply(message, codec.encode(codec.error_reply(refusal)))
             return
         work = _Work(message, finishes=finishes, waiting=not bypass)
         run = self._answer if bypass else self._queue
@@ -130,14 +156,25 @@ class Responder:
                 stopped |= work.task is not None and work.task.cancel()
         return stopped
 
-    def _refuse(self, message: Message) -> None:
+    def _refusal(self, caller: str) -> OverloadedError | None:
+        """Why this caller is not let in now. One that asks too often is nobody else's trouble: it
+        does not make this a busy node.
+        """
+        if self._limiter is not None and caller not in _UNLIMITED:
+            verdict = self._limiter.check(caller, self._clock.monotonic())
+            if not verdict.allowed:
+                return OverloadedError(
+                    f"{caller} asks {self._name} more often than {verdict.limit} times a period",
+                    retry_after_ms=max(1, math.ceil(verdict.retry_after_s * 1000)),
+                )
+        if self.in_flight + self.queued < self._max_parallel + self._max_queued:
+            return None
         self._refused_at = self._clock.monotonic()
         wait_ms = self._service_ms * (self.queued + 1) / self._max_parallel
-        refusal = OverloadedError(
+        return OverloadedError(
             f"{self._name} has as much work as it takes",
             retry_after_ms=max(_LEAST_RETRY_MS, round(wait_ms)),
         )
-        self._reply(message, codec.encode(codec.error_reply(refusal)))
 
     async def _queue(self, work: _Work, caller: str, handler: Respond) -> None:
         async with self._slots:

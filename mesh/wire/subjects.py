@@ -17,10 +17,14 @@ RESERVED = frozenset({"srv", "js", "master", "gateway", "bridge"})
 NODE_VERBS = ("search", "fetch", "ping", "cancel")
 HISTORY_STREAM = "MESH_HISTORY"
 HISTORY_SUBJECTS = f"{PREFIX}.history.>"
+QUEUE_STREAM = "MESH_QUEUE"
+AUDIT_STREAM = "MESH_AUDIT"
+AUDIT_SUBJECTS = f"{PREFIX}.audit.>"
 ROUTES = f"{PREFIX}.routes"
 REVOKED = f"{PREFIX}.revoked"
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_JOINER = re.compile(r"join-[0-9a-f]{32}")
 
 
 def token(value: str, field: str = "name") -> str:
@@ -35,13 +39,21 @@ def token(value: str, field: str = "name") -> str:
     return value
 
 
+def is_joiner(name: str) -> bool:
+    """Whether that is the name of somebody who only wants to join: `join-` and 128 random bits, so
+    that nobody else can ask for the same and hear the answer.
+    """
+    return _JOINER.fullmatch(name) is not None
+
+
 def free_name(value: str, field: str = "name") -> str:
-    """A token that is not reserved.
+    """A token that is not reserved, in whatever case.
 
     Raises:
-        InvalidError: Not a token, or one of `RESERVED`.
+        InvalidError: Not a token, one of `RESERVED`, or a name under which nodes join.
     """
-    if token(value, field) in RESERVED:
+    folded = token(value, field).lower()
+    if folded in RESERVED or is_joiner(folded):
         message = f"{value!r} is reserved; choose another name"
         raise InvalidError(message, fields={field: [message]})
     return value
@@ -93,6 +105,11 @@ def master(verb: str, caller: str) -> str:
 def history(node: str, action: str, state: str) -> str:
     """Where an action's record is stored."""
     return f"{PREFIX}.history.{token(node, 'node')}.{token(action, 'action')}.{token(state)}"
+
+
+def audit(kind: str) -> str:
+    """Where an entry of the audit trail is stored."""
+    return f"{PREFIX}.audit.{token(kind, 'kind')}"
 
 
 def parts(subject: str) -> tuple[str, ...]:

@@ -16,13 +16,11 @@ from mesh.config import NatsConfig
 
 async def main(url: str, credentials: str) -> None:
     login = read_credentials(Path(credentials))
-    bus = await NatsBus.connect(
-        "echo", NatsConfig(servers=[url]), user=login.user, password=login.password
-    )
+    bus = await NatsBus.connect("echo", NatsConfig(servers=[url]), login=login)
     await bus.subscribe(
         "mesh.v1.rpc.echo.ping.*", lambda message: bus.publish(message.reply, message.data)
     )
-    plain = await nats.connect(url, user=login.user, password=login.password)
+    plain = await nats.connect(url, nkeys_seed_str=login.nkey)
 
     async def respond(message):
         await message.respond(message.data)

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import uvloop
 
+import mesh
 from mesh import bootstrap
 from mesh.config import NatsConfig
+from mesh.ports import Login
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
     Candidate,
     Candidates,
     CollectionInfo,
     Heartbeat,
+    NodeRegister,
     PingResult,
     ShardHits,
 )
@@ -51,8 +54,10 @@ ANSWER = codec.ok(
 
 
 async def main(url: str, state_dir: Path) -> None:
-    login = str(state_dir / "credentials" / "node.json")
-    bus = await bootstrap.connect_bus(SLUG, NatsConfig(servers=[url], credentials=login))
+    async with mesh.connect(url, state_dir=state_dir) as operator:
+        made = await operator.access.adopt(NodeRegister(name=SLUG))
+    login = Login(user=SLUG, password=made.api_key)
+    bus = await bootstrap.connect_bus(None, NatsConfig(servers=[url]), login=login)
     born, sequence = int(time.time() * 1000), 0
     pong = codec.ok(PingResult(node=SLUG, incarnation=born))
     verbs = {"search": ANSWER, "ping": pong}

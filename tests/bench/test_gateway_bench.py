@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import uvloop
-from gateway_world import BODY, gateway_world, moleculer, second_gateway, wrk
-from processes import BrokerProcess
+from gateway_world import BODY, gateway_world, moleculer, open_broker, second_gateway, wrk
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 
@@ -37,20 +36,14 @@ def test_search_beside_moleculer_web(world, tmp_path):
     two processes, gateway and service, both of them busy; our node costs nothing, so a machine of
     two cores has room for two gateways. One alone is measured as well.
     """
-    (tmp_path / "broker").mkdir()
-    broker = BrokerProcess(tmp_path / "broker")
-    broker.start()
 
     def ours() -> float:
         return loaded(world.search, world.token)
 
-    try:
-        with moleculer(tmp_path / "peers", broker.url, broker.login("operator")) as peer:
-            one, beside_one = in_turns(ours, lambda: loaded(peer))
-            with second_gateway(world):
-                two, beside_two = in_turns(ours, lambda: loaded(peer))
-    finally:
-        broker.kill()
+    with open_broker() as nats_url, moleculer(tmp_path / "peers", nats_url) as peer:
+        one, beside_one = in_turns(ours, lambda: loaded(peer))
+        with second_gateway(world):
+            two, beside_two = in_turns(ours, lambda: loaded(peer))
     for name, mine, theirs in (
         ("one gateway", one, beside_one),
         ("two gateways on one port", two, beside_two),

@@ -38,9 +38,9 @@ async def calls_per_s(call):
 
 
 async def measure(broker):
-    login = broker.login("operator")
-    bus = await NatsBus.connect("ops", NatsConfig(servers=[broker.url]), **login)
-    plain = await nats.connect(broker.url, **login)
+    login = broker.login()
+    bus = await NatsBus.connect("ops", NatsConfig(servers=[broker.url]), login=login)
+    plain = await nats.connect(broker.url, login=login)
 
     async def ours():
         await bus.request("mesh.v1.rpc.echo.ping.ops", PAYLOAD, responder="echo", timeout_s=5)
@@ -56,7 +56,7 @@ async def measure(broker):
 
 def test_echo_through_the_multiplexer(broker):
     argv = [sys.executable, str(Path(__file__).with_name("echo_server.py"))]
-    argv += [broker.url, str(broker.credentials("node"))]
+    argv += [broker.url, str(broker.credentials("master"))]
     server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout.readline() == "ready\n"

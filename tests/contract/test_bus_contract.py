@@ -57,7 +57,7 @@ class NatsWorld:
 
     async def bus(self, identity):
         config = NatsConfig(servers=[self._broker.url])
-        bus = await NatsBus.connect(identity, config, **self._broker.login("node"))
+        bus = await NatsBus.connect(identity, config, login=self._broker.login())
         self._buses.append(bus)
         return bus
 

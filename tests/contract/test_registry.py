@@ -45,6 +45,12 @@ def record(action_id: str, state: ActionState, **fields: object) -> HistoryRecor
     )
 
 
+async def enter(registry, slug: str = "crm", **fields: object) -> NodeRecord:
+    record = node(slug, **fields)
+    await registry.register(record, api_key_hash=f"key-{slug}")
+    return record
+
+
 @pytest.fixture
 def url(tmp_path) -> str:
     return f"sqlite+aiosqlite:///{tmp_path / 'mesh.db'}"
@@ -62,7 +68,7 @@ async def registry(url):
 
 async def test_a_new_registry_is_empty(registry):
     assert await registry.nodes() == []
-    assert await registry.removed() == {}
+    assert await registry.lookup(["crm"]) == []
     assert await registry.history_cursor() == 0
     assert await registry.history(HistoryQuery()) == ([], 0)
 
@@ -97,21 +103,31 @@ async def test_a_registered_node_is_there_with_all_its_fields(registry, url):
 
 async def test_nodes_come_by_slug(registry):
     for slug in ("b", "a", "c"):
-        await registry.enrol(node(slug))
+        await enter(registry, slug)
     assert [one.slug for one in await registry.nodes()] == ["a", "b", "c"]
+
+
+async def test_nodes_are_looked_up_by_slug_or_id(registry):
+    for slug in "cab":
+        await enter(registry, slug)
+    found = await registry.lookup(["id-c", "a", "nobody", "id-a"])
+    assert [one.slug for one in found] == ["a", "c"]
+    assert await registry.lookup([]) == []
 
 
 async def test_a_slug_is_taken_once(registry):
     await registry.register(node(), api_key_hash=HASH)
     with pytest.raises(ConflictError, match="crm"):
         await registry.register(node(id="other"), api_key_hash=HASH)
-    assert await registry.enrol(node(id="other", name="Other")) is False
-    assert [one.name for one in await registry.nodes()] == ["CRM"]
+    assert [one.id for one in await registry.nodes()] == ["id-crm"]
 
 
-async def test_many_at_once_enrol_a_node_once(registry):
-    answers = await asyncio.gather(*(registry.enrol(node(id=f"i{n}")) for n in range(8)))
-    assert sorted(answers) == [False] * 7 + [True]
+async def test_many_at_once_take_a_slug_once(registry):
+    answers = await asyncio.gather(
+        *(registry.register(node(id=f"i{n}"), api_key_hash=HASH) for n in range(8)),
+        return_exceptions=True,
+    )
+    assert sorted(type(one).__name__ for one in answers) == ["ConflictError"] * 7 + ["NoneType"]
 
 
 async def test_an_update_changes_what_it_names_and_nothing_else(registry):
@@ -150,23 +166,19 @@ async def test_what_is_observed_leaves_an_operators_words_alone(registry):
 
 async def test_many_are_observed_at_once(registry):
     for slug in "abc":
-        await registry.enrol(node(slug))
+        await enter(registry, slug)
     await registry.observe(*(node(slug, version=f"v{slug}") for slug in "abx"))
     assert [one.version for one in await registry.nodes()] == ["va", "vb", ""]
 
 
-async def test_a_removed_node_is_remembered_by_its_newest_life(registry):
-    await registry.enrol(node())
-    await registry.remove("crm", incarnation=7)
+async def test_a_removed_node_is_gone_and_its_name_is_free(registry):
+    await enter(registry)
+    await registry.remove("crm")
     assert await registry.nodes() == []
-    assert await registry.removed() == {"crm": 7}
-    for incarnation, newest in ((3, 7), (9, 9)):
-        await registry.enrol(node())
-        await registry.remove("crm", incarnation=incarnation)
-        assert await registry.removed() == {"crm": newest}
     with pytest.raises(NotFoundError):
-        await registry.remove("crm", incarnation=1)
-    assert await registry.removed() == {"crm": 9}
+        await registry.remove("crm")
+    await enter(registry, id="other")
+    assert [one.id for one in await registry.nodes()] == ["other"]
 
 
 async def test_no_two_masters_get_one_epoch(registry, url):
@@ -313,13 +325,13 @@ async def test_a_batch_is_saved_whole_or_not_at_all(registry):
 
 
 async def test_the_file_is_its_owners_alone(registry, tmp_path):
-    await registry.enrol(node())
+    await enter(registry)
     for path in tmp_path.glob("mesh.db*"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
 async def test_readers_do_not_wait_for_writers(registry):
-    await registry.enrol(node())
+    await enter(registry)
     async with registry._writing() as connection:
         await connection.exec_driver_sql("UPDATE nodes SET name = 'half way'")
         [seen] = await registry.nodes()
@@ -328,7 +340,7 @@ async def test_readers_do_not_wait_for_writers(registry):
 
 async def test_many_writers_take_turns(registry):
     for number in range(4):
-        await registry.enrol(node(f"n{number}"))
+        await enter(registry, f"n{number}")
     await asyncio.gather(
         *(registry.observe(node(f"n{n % 4}", failures=n)) for n in range(40)),
         *(registry.nodes() for _ in range(20)),
@@ -337,11 +349,11 @@ async def test_many_writers_take_turns(registry):
 
 async def test_a_cancelled_write_leaves_the_registry_working(registry):
     for _ in range(20):
-        task = asyncio.create_task(registry.enrol(node()))
+        task = asyncio.create_task(enter(registry))
         await asyncio.sleep(0.0005)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    await registry.enrol(node())
+    await asyncio.gather(enter(registry), return_exceptions=True)
     assert len(await registry.nodes()) == 1
 
 

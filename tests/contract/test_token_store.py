@@ -9,7 +9,6 @@ import pytest
 from fakes import MemoryTokenStore
 
 from mesh.adapters.sql.registry import SqlRegistry
-from mesh.errors import NotFoundError
 from mesh.ports import AccessTokenRecord, JoinTokenRecord, NodeAccess, RefreshTokenRecord
 from mesh.types import Status
 from mesh.wire.messages import NodeRecord, NodeUpdate
@@ -60,7 +59,7 @@ async def world(request, tmp_path):
         store = MemoryTokenStore()
 
         async def register(slug: str, key: str, scopes: tuple[str, ...] = SCOPES) -> None:
-            store.add_node(slug, key, scopes=scopes)
+            store.logins.register(NodeRecord(id="1", slug=slug, name=slug), key, scopes)
 
         yield store, register
         return
@@ -260,33 +259,37 @@ async def test_of_twenty_at_once_as_many_join_as_may(store):
     assert sum(one is not None for one in used) == 3
 
 
+async def test_a_join_token_can_be_looked_at_without_being_used(store):
+    await store.add_join(join())
+    for _ in range(3):
+        assert await store.good_join("digest-j", at=NOW) == "j"
+    assert await store.good_join("digest-x", at=NOW) is None
+    assert await store.good_join("digest-j", at=NOW + HOUR) is None
+    assert await store.use_join("digest-j", at=NOW)
+    assert await store.good_join("digest-j", at=NOW) is None
+
+
 # -- nodes -----------------------------------------------------------------------------------------
 
 
-async def test_a_node_is_found_by_its_key_until_it_has_another(world):
+async def test_a_node_is_found_by_its_slug(world):
     store, register = world
     await register("crm", "k1")
     await register("docs", "k2", ("search",))
-    assert await store.node_of_key("k2") == NodeAccess("docs", Status.ACTIVE, ("search",))
     assert await store.node("crm") == NodeAccess("crm", Status.ACTIVE, SCOPES)
-    assert await store.node_of_key("k3") is None
+    assert await store.node("docs") == NodeAccess("docs", Status.ACTIVE, ("search",))
     assert await store.node("k3") is None
-    await store.set_key("crm", "k3")
-    assert (await store.node_of_key("k3")).slug == "crm"
-    assert await store.node_of_key("k1") is None
-    with pytest.raises(NotFoundError, match="nobody"):
-        await store.set_key("nobody", "k4")
 
 
 async def test_what_the_registry_says_of_a_node_counts_at_once(tmp_path):
     registry = await SqlRegistry.open(f"sqlite+aiosqlite:///{tmp_path}/mesh.db")
     record = NodeRecord(id="1", slug="crm", name="crm")
-    await registry.enrol(record)
+    await registry.register(record, api_key_hash="k")
     assert await registry.tokens.node("crm") == NodeAccess(
         "crm", Status.ACTIVE, ("search", "actions")
-    ), "one that enrolled itself may what nodes may by default"
+    ), "what nodes may by default"
     await registry.update("crm", NodeUpdate(status=Status.MAINTENANCE))
     assert (await registry.tokens.node("crm")).status is Status.MAINTENANCE
-    await registry.remove("crm", incarnation=1)
+    await registry.remove("crm")
     assert await registry.tokens.node("crm") is None
     await registry.close()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import nats
 import psutil
 import pytest
@@ -18,14 +20,30 @@ from processes import BrokerProcess
 
 from mesh.adapters.nats import broker as broker_module
 from mesh.adapters.nats.broker import EmbeddedBroker, find_conf, find_nats_server
+from mesh.adapters.nats.keys import BrokerKeys, broker_keys, make_gateway, make_master
+from mesh.core import permissions
 from mesh.errors import StateError
 
-USERS = EmbeddedBroker.USERS
-PASSWORDS = dict.fromkeys(USERS, "a-password")
+KEYS = broker_keys(make_master(), make_gateway())
 
 
-def connect(broker: BrokerProcess, user: str):
-    return nats.connect(broker.url, allow_reconnect=False, **broker.login(user))
+def connect(broker: BrokerProcess, user: str = "master"):
+    return nats.connect(
+        broker.url,
+        allow_reconnect=False,
+        nkeys_seed_str=seeds(broker)[user],
+        inbox_prefix=f"mesh.v1.re.srv.{user}",
+    )
+
+
+def seeds(broker: BrokerProcess) -> dict[str, str]:
+    keys = broker.keys
+    return {
+        "master": keys.nkey,
+        "auth": keys.auth_nkey,
+        "sys": keys.sys_nkey,
+        "gateway": broker.login("gateway").nkey,
+    }
 
 
 def answer_to_login(broker: BrokerProcess, **login: str) -> bytes:
@@ -40,17 +58,43 @@ def answer_to_login(broker: BrokerProcess, **login: str) -> bytes:
         return words.readline().strip()
 
 
-@pytest.mark.parametrize("user", USERS)
-def test_every_user_logs_in_with_its_password_alone(shared_broker, user):
-    assert answer_to_login(shared_broker, **shared_broker.login(user)) == b"PONG"
+@pytest.mark.parametrize(
+    ("user", "account"),
+    [("master", "MESH"), ("gateway", "MESH"), ("auth", "AUTH"), ("sys", "SYS")],
+)
+async def test_every_static_user_logs_in_to_its_account(shared_broker, user, account):
+    client = await connect(shared_broker, user)
+    watcher = await connect(shared_broker, "sys")
+    inbox = "mesh.v1.re.srv.sys.test"
+    heard = await watcher.subscribe(inbox)
+    question = json.dumps({"auth": True, "cid": client.client_id}).encode()
+    await watcher.publish("$SYS.REQ.SERVER.PING.CONNZ", question, reply=inbox)
+    (found,) = json.loads((await heard.next_msg(timeout=5)).data)["data"]["connections"]
+    assert found["account"] == account
+    await client.close()
+    await watcher.close()
 
-    for password in ("", "wrong", shared_broker.passwords[user] + "x"):
-        refused = answer_to_login(shared_broker, user=user, password=password)
-        assert refused == b"-ERR 'Authorization Violation'"
 
-
-def test_nobody_gets_in_without_a_login(shared_broker):
+def test_nobody_gets_in_without_a_login_or_with_a_password(shared_broker):
+    keys = json.loads(shared_broker.credentials("broker").read_bytes())
     assert answer_to_login(shared_broker) == b"-ERR 'Authorization Violation'"
+    for user in ("master", "node", keys["master"], keys["sys"]):
+        for password in ("", seeds(shared_broker)["master"]):
+            refused = answer_to_login(shared_broker, user=user, password=password)
+            assert refused == b"-ERR 'Authorization Violation'"
+
+
+def test_the_gateways_permissions_are_those_of_the_table():
+    """What the broker makes of the file, tests/integration/test_refused_by_broker.py tries out."""
+    text = find_conf().read_text()
+    block = text[text.index("nkey: $MESH_BROKER_GATEWAY") :]
+    written = [
+        tuple(
+            re.findall(r'"([^"]+)"', block[block.index(act) : block.index("]", block.index(act))])
+        )
+        for act in ("publish {", "subscribe {")
+    ]
+    assert written == list(permissions.of_gateway())
 
 
 async def test_limits_and_jetstream(shared_broker):
@@ -71,7 +115,7 @@ async def test_sync_interval_is_a_duration_and_not_two_million_seconds(shared_br
 async def test_sync_always_reaches_the_server(tmp_path):
     broker = BrokerProcess(tmp_path)
     broker._broker = EmbeddedBroker(
-        store=tmp_path / "broker", passwords=broker.passwords, sync_interval="always"
+        store=tmp_path / "broker", keys=broker._broker._keys, sync_interval="always"
     )
     broker.start()
     try:
@@ -83,26 +127,8 @@ async def test_sync_always_reaches_the_server(tmp_path):
         broker.kill()
 
 
-@pytest.mark.parametrize(
-    "password",
-    ["1e500", "12345678", "true", "2m", "$HOME", 'q"uote\\back', "has space # {", "ünïcode"],
-)
-async def test_a_password_is_text_whatever_it_looks_like(tmp_path, password):
-    broker = BrokerProcess(tmp_path)
-    broker.passwords = {user: f"{password}{user}" for user in USERS} | {"node": password}
-    broker._broker = EmbeddedBroker(store=tmp_path / "broker", passwords=broker.passwords)
-    broker.start()
-    try:
-        client = await connect(broker, "node")
-        assert client.is_connected
-        await client.close()
-    finally:
-        broker.kill()
-
-
 async def test_a_folder_with_odd_characters_holds_the_store(tmp_path):
     broker = BrokerProcess(tmp_path / 'it\'s "a" folder \\ #1')
-    broker.folder.mkdir()
     broker.start()
     try:
         client = await connect(broker, "master")
@@ -149,9 +175,16 @@ def test_it_listens_on_loopback_alone(shared_broker):
     assert addresses == {"127.0.0.1"}
 
 
-def test_no_secret_in_the_process_list_or_the_log(shared_broker):
-    seen = " ".join(psutil.Process(shared_broker.pid).cmdline()) + shared_broker.log.read_text()
-    assert not [user for user, password in shared_broker.passwords.items() if password in seen]
+def test_it_is_given_no_secret(shared_broker):
+    """Not in an argument, its environment or its log: it has none."""
+    process = psutil.Process(shared_broker.pid)
+    seen = " ".join([*process.cmdline(), *process.environ().values()])
+    seen += shared_broker.log.read_text()
+    secrets = [*seeds(shared_broker).values()]
+    secrets += [shared_broker.keys.issuer_nkey, shared_broker.keys.xkey]
+    secrets += [shared_broker.login("operator").password]
+    assert not [secret for secret in secrets if secret in seen]
+    assert json.loads(shared_broker.credentials("broker").read_bytes())["issuer"] in seen
 
 
 def test_a_taken_port_is_refused_by_its_number(tmp_path):
@@ -159,24 +192,29 @@ def test_a_taken_port_is_refused_by_its_number(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        broker = EmbeddedBroker(store=tmp_path / "broker", passwords=PASSWORDS, port=port)
+        broker = EmbeddedBroker(store=tmp_path / "broker", keys=KEYS, port=port)
         with pytest.raises(StateError, match=rf"port {port} is taken.*--nats-port"):
             broker.prepare()
 
 
-def test_a_user_without_a_password_is_refused(tmp_path):
-    """nats-server itself would take an empty password and let everybody in with it."""
-    with pytest.raises(StateError, match="no password for node"):
-        EmbeddedBroker(store=tmp_path, passwords=PASSWORDS | {"node": ""})
+@pytest.mark.parametrize("name", BrokerKeys.__struct_fields__)
+@pytest.mark.parametrize("wrong", ["", "x", KEYS.master[:-1], make_master().nkey, "another"])
+def test_a_key_that_is_missing_or_none_is_refused(tmp_path, name, wrong):
+    """nats-server itself would take some of these and let everybody in."""
+    if wrong == "another":  # a key, of another kind
+        wrong = KEYS.master if name in ("issuer", "xkey") else KEYS.issuer
+    keys = msgspec.structs.replace(KEYS, **{name: wrong})
+    with pytest.raises(StateError, match=f"never open: it needs a public key for '{name}'"):
+        EmbeddedBroker(store=tmp_path, keys=keys)
 
 
 def test_a_configuration_that_cannot_be_names_the_reason(tmp_path):
-    broker = EmbeddedBroker(store=tmp_path / "b", passwords=PASSWORDS, sync_interval="often")
+    broker = EmbeddedBroker(store=tmp_path / "b", keys=KEYS, sync_interval="often")
     with pytest.raises(StateError, match=r"refuses its configuration.*sync_interval"):
         broker.prepare()
 
 
-def test_the_configuration_needs_every_password():
+def test_the_configuration_needs_every_key():
     """A variable that is not set is an error of nats-server's, not an open door."""
     tested = subprocess.run(
         [find_nats_server(), "-t", "-c", find_conf()],

@@ -7,20 +7,26 @@ import time
 
 import pytest
 import pytest_asyncio
+import structlog
 
 import mesh.adapters.nats.bus as bus_module
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.nats.bus import NatsBus
+from mesh.adapters.nats.keys import make_login
+from mesh.adapters.nats.nkey import USER, make_seed
 from mesh.config import NatsConfig
 from mesh.errors import (
     DeadlineExceededError,
     DisconnectedError,
+    ForbiddenError,
     InvalidError,
+    NoMasterError,
     NoRespondersError,
     OverloadedError,
     TooLargeError,
     UnauthorizedError,
 )
+from mesh.ports import Login
 from mesh.runtime.serving import Responder
 
 
@@ -28,9 +34,9 @@ from mesh.runtime.serving import Responder
 async def connect(broker):
     opened = []
 
-    async def make(identity="crm", user="node", **settings):
+    async def make(identity="crm", **settings):
         config = NatsConfig(servers=[broker.url], **settings)
-        made = await NatsBus.connect(identity, config, **broker.login(user))
+        made = await NatsBus.connect(identity, config, login=broker.login())
         opened.append(made)
         return made
 
@@ -229,10 +235,10 @@ async def test_comes_back_after_more_failures_than_nats_py_allows(broker, connec
     tried = 0
     delay = ops._delay
 
-    def counted(attempt):
+    def counted(attempt, longest_s):
         nonlocal tried
         tried += 1
-        return delay(attempt)
+        return delay(attempt, longest_s)
 
     monkeypatch.setattr(ops, "_delay", counted)
     broker.kill()
@@ -293,14 +299,91 @@ async def test_subject_cannot_smuggle_a_command(connect):
 @pytest.mark.parametrize("identity", ["*", ">", "a.b", "a b", "", "x" * 65])
 async def test_identity_that_widens_a_subscription_is_refused(broker, identity):
     with pytest.raises(InvalidError):
-        await NatsBus.connect(identity, NatsConfig(servers=[broker.url]), **broker.login("node"))
+        await NatsBus.connect(identity, NatsConfig(servers=[broker.url]), login=broker.login())
 
 
-async def test_wrong_password_says_so(broker):
-    with pytest.raises(UnauthorizedError, match="refused the login"):
-        await NatsBus.connect(
-            "ops", NatsConfig(servers=[broker.url]), user="operator", password="wrong"
-        )
+async def test_a_key_that_the_broker_does_not_know_says_so(broker):
+    stranger = Login(user="master", nkey=make_seed(USER))
+    with pytest.raises(NoMasterError, match=r"no master answered.*`mesh-agent master`"):
+        await NatsBus.connect("ops", NatsConfig(servers=[broker.url]), login=stranger)
+
+
+async def test_without_credentials_it_says_where_to_give_them(broker):
+    with pytest.raises(UnauthorizedError, match=r"nobody in without credentials.*--creds"):
+        await NatsBus.connect("ops", NatsConfig(servers=[broker.url]))
+
+
+@pytest.mark.parametrize(
+    "login", [make_login("shop"), Login(user="gateway", nkey=make_seed(USER))], ids=["key", "nkey"]
+)
+async def test_credentials_of_somebody_else_are_not_tried(login):
+    with pytest.raises(UnauthorizedError, match=f"credentials of '{login.user}', not of 'crm'"):
+        await NatsBus.connect("crm", NatsConfig(servers=["nats://127.0.0.1:1"]), login=login)
+
+
+async def test_of_several_servers_one_is_enough(broker):
+    config = NatsConfig(servers=["nats://127.0.0.1:1", broker.url, "nats://127.0.0.1:2"])
+    for _ in range(5):  # nats-py shuffles them
+        bus = await NatsBus.connect("ops", config, login=broker.login())
+        await bus.close()
+
+
+@pytest_asyncio.fixture
+async def gateway(broker):
+    config = NatsConfig(servers=[broker.url])
+    bus = await NatsBus.connect("gateway", config, login=broker.login("gateway"))
+    yield bus
+    await bus.close()
+
+
+async def test_a_request_that_is_not_allowed_fails_at_once(gateway):
+    waiting = gateway.request("mesh.v1.rpc.Crm.export.gateway", b"", responder="x", timeout_s=60)
+    with pytest.raises(ForbiddenError, match=r"publish on mesh\.v1\.rpc\.Crm\.export\.gateway"):
+        await waiting
+    with pytest.raises(ForbiddenError):
+        await gateway.request_broker("$JS.API.STREAM.LIST", b"", timeout_s=60)
+    with pytest.raises(ForbiddenError):
+        await gateway.gather("$SYS.REQ.SERVER.PING", b"", responder="x", window_s=60)
+    assert len(gateway._replies) == 0
+
+
+async def test_a_refused_request_fails_no_other_one(broker, gateway, connect):
+    await echo_on(await connect())
+    refused = gateway.request("mesh.v1.rpc.crm.echo.gateway", b"", responder="crm", timeout_s=60)
+    allowed = gateway.request("mesh.v1.rpc.crm.ping.gateway", b"hi", responder="crm", timeout_s=60)
+    failed, answer = await asyncio.gather(refused, allowed, return_exceptions=True)
+    assert isinstance(failed, ForbiddenError)
+    assert answer == b"hi"
+
+
+@pytest.mark.parametrize("queue", ["", "masters"])
+async def test_a_subscription_that_is_not_allowed_is_an_error_and_is_forgotten(
+    broker, gateway, connect, queue
+):
+    heard = []
+    with pytest.raises(ForbiddenError, match=r"subscribe to mesh\.v1\.rpc\.>"):
+        await gateway.subscribe("mesh.v1.rpc.>", heard.append, queue=queue)
+    await gateway.subscribe("mesh.v1.evt.>", heard.append)
+    known = set(gateway._client._subs)
+    broker.kill()
+    broker.start()
+    await until(lambda: gateway.connected)
+    assert set(gateway._client._subs) == known == set(gateway._client._fast)
+    assert len(known) == 2  # its replies, and the one that is allowed
+
+
+async def test_messages_that_are_not_allowed_are_logged_and_do_not_flood_the_log(gateway):
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(500):
+            gateway.publish("mesh.v1.hb.crm", b"{}")
+        await gateway.flush()
+    (line,) = [line for line in logs if line["event"] == "mesh.bus.subject_denied"]
+    assert (line["act"], line["subject"], line["identity"]) == (
+        "publish",
+        "mesh.v1.hb.crm",
+        "gateway",
+    )
+    assert gateway.connected
 
 
 async def test_no_broker_says_what_to_do_and_shows_no_password():
@@ -345,10 +428,31 @@ async def test_patience_is_rewarded(broker):
     broker.stop()
     config = NatsConfig(servers=[broker.url])
     waiting = asyncio.create_task(
-        NatsBus.connect("ops", config, patience_s=20, **broker.login("operator"))
+        NatsBus.connect("ops", config, patience_s=20, login=broker.login())
     )
     await asyncio.sleep(0.3)
     await asyncio.to_thread(broker.start)
     bus = await waiting
     assert bus.connected
     await bus.close()
+
+
+@pytest.mark.parametrize(
+    ("cut_after_s", "error"), [(0.0, DisconnectedError), (1.6, NoMasterError)], ids=["soon", "late"]
+)
+async def test_a_login_that_is_cut_before_its_answer_is_no_connection(cut_after_s, error):
+    """As when the broker closes and its refusal is lost on the way."""
+
+    async def cut(reader, writer):
+        writer.write(b'INFO {"max_payload":1024,"auth_required":true}\r\n')
+        await reader.readuntil(b"PING\r\n")
+        await asyncio.sleep(cut_after_s)
+        writer.close()
+
+    async with await asyncio.start_server(cut, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(DisconnectedError) as raised:
+            await NatsBus.connect(
+                "crm", NatsConfig(servers=[f"nats://127.0.0.1:{port}"]), login=make_login("crm")
+            )
+    assert type(raised.value) is error

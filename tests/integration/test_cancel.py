@@ -71,8 +71,7 @@ class World:
 
     def __init__(self, broker):
         self._config = NatsConfig(servers=[broker.url])
-        self._logins = {"lazy": broker.login("node")}
-        self._other = broker.login("operator")
+        self._login = broker.login()
         self.begun = []
         self.stopped = 0
         self.gate = asyncio.Event()
@@ -81,8 +80,7 @@ class World:
         self._buses = []
 
     async def bus(self, identity):
-        login = self._logins.get(identity, self._other)
-        bus = await NatsBus.connect(identity, self._config, **login)
+        bus = await NatsBus.connect(identity, self._config, login=self._login)
         self._buses.append(bus)
         return bus
 

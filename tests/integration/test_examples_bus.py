@@ -116,7 +116,11 @@ async def test_database_knows_an_action_that_the_node_forgot(live):
         await client.run_action("refund", refund, id="refund-1005-more")
         (record,) = (await client.nodes(node="crm-app")).nodes
         assert node.end(signal.SIGTERM) == 0
-        shutil.rmtree(live.state / "nodes" / "crm-app")
+        folder = live.state / "nodes" / "crm-app"
+        key = (folder / "key.json").read_bytes()  # whoever loses that too must ask for a new one
+        shutil.rmtree(folder)
+        folder.mkdir(mode=0o700)
+        (folder / "key.json").write_bytes(key)
         node.start()
         await until_reborn(client, "crm-app", after=record.incarnation)
         again = await client.run_action("refund", refund, id="refund-1005")

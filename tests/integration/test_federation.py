@@ -73,9 +73,9 @@ class Mesh:
         self._buses = []
         self.asked = []
 
-    async def bus(self, identity, user="node"):
+    async def bus(self, identity):
         config = NatsConfig(servers=[self._broker.url])
-        bus = await NatsBus.connect(identity, config, **self._broker.login(user))
+        bus = await NatsBus.connect(identity, config, login=self._broker.login())
         self._buses.append(bus)
         return bus
 
@@ -93,9 +93,7 @@ class Mesh:
         await bus.subscribe(f"mesh.v1.rpc.{slug}.*.*", handle)
 
     async def search(self, *routes, timeout_ms=800, **options):
-        federation = Federation(
-            Caller(await self.bus("ops", "operator"), SystemClock()), SystemClock()
-        )
+        federation = Federation(Caller(await self.bus("ops"), SystemClock()), SystemClock())
         limit = options.pop("limit", 10)
         request = SearchRequest(
             id=options.pop("id", ""),
@@ -336,7 +334,7 @@ async def test_cancelled_search_tells_every_node_that_has_not_answered(mesh):
 async def test_a_plan_is_made_anew_for_a_new_table_and_for_other_options(mesh):
     await mesh.node("a", says(part("a", ("late a", 0.9))))
     await mesh.node("b", says(part("b", ("late b", 0.8))))
-    federation = Federation(Caller(await mesh.bus("ops", "operator"), SystemClock()), SystemClock())
+    federation = Federation(Caller(await mesh.bus("ops"), SystemClock()), SystemClock())
     everywhere = SearchRequest(query="late")
     first = RouteTable(epoch=1, version=1, nodes=[route("a")])
     second = RouteTable(epoch=1, version=2, nodes=[route("a"), route("b")])

@@ -209,6 +209,18 @@ async def test_join_use_refresh_and_the_old_refresh_token_is_refused(mesh, base)
         assert (await status(fresh.json()["access_token"]))[0] == 200
         old = await client.post("/refresh-token", json=body)
         assert (old.status_code, old.json()["error"]) == (401, "Invalid refresh token")
+        assert (
+            await client.post(
+                "/refresh-token", json={"refresh_token": fresh.json()["refresh_token"]}
+            )
+        ).status_code == 401
+        until = time.monotonic() + 1
+        while (await status(fresh.json()["access_token"]))[0] != 401:
+            assert time.monotonic() < until, "its family outlived it"
+    page = await mesh.access.audit(kind="token-reused", subject="joiner")
+    (entry,) = page.entries
+    assert entry.actor == "gateway"
+    assert entry.origin == "127.0.0.1"
     await mesh.remove_node("joiner")
 
 

@@ -62,6 +62,6 @@ def test_a_client_that_searched_has_loaded_neither_lance_nor_sql(shared_broker):
         "result = asyncio.run(main(*sys.argv[1:]))\n"
         "assert (result.count, result.nodes_searched) == (0, 0), result"
     )
-    loaded = loaded_by(code, shared_broker.url, str(shared_broker.credentials("operator")))
+    loaded = loaded_by(code, shared_broker.url, str(shared_broker.credentials("master")))
     assert {"nats", "mesh.runtime.federation"} <= loaded
     assert not loaded & {"lancedb", "pyarrow", "wordllama", "sqlalchemy", "aiosqlite", "alembic"}

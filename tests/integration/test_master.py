@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import MemoryBroker, MemoryBus, MemoryHistory
+from fakes import (
+    MemoryBroker,
+    MemoryBus,
+    MemoryDoor,
+    MemoryHistory,
+    MemoryTrail,
+    PlainSigning,
+    any_url,
+)
 
 from mesh.adapters.clock import SystemClock
-from mesh.adapters.jwt import JwtSigner
 from mesh.adapters.sql.registry import SqlRegistry
-from mesh.adapters.state import write_json
-from mesh.config import HealthConfig, MasterConfig, SecurityConfig
+from mesh.config import HealthConfig, MasterConfig, RateLimitConfig, SecurityConfig
 from mesh.core.route_table import RouteFollower
 from mesh.errors import (
     BadRequestError,
@@ -133,13 +138,9 @@ class Mesh:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.signer = JwtSigner.open(
-            Path(url.partition("///")[2]).parent / "signing-keys.json",
-            issuer="nodemesh",
-            audience="nodemesh",
-            at=1,
-            save=write_json,
-        )
+        self.door = MemoryDoor()
+        self.signing = PlainSigning()
+        self.trail = MemoryTrail()
         self.broker = MemoryBroker()
         self.history = MemoryHistory(self.broker.bus("historian"))
         self.operator = self.broker.bus("ops")
@@ -157,19 +158,29 @@ class Mesh:
         self.lives += 1
         self.bus: MemoryBus = self.broker.bus("master")
         self.registry = await SqlRegistry.open(self.url)
-        self.master = Master(
-            self.bus,
+        self.master = self.made(self.bus, self.lives)
+        await self.master.start()
+
+    def made(self, bus: MemoryBus, incarnation: int, **settings: Any) -> Master:
+        return Master(
+            bus,
             self.registry,
             self.history,
             SystemClock(),
             tokens=self.registry.tokens,
-            signer=self.signer,
+            logins=self.registry.logins,
+            doorman=self.door,
+            bouncer=self.door,
+            signing=self.signing,
+            audit=self.trail,
+            check_url=any_url,
+            seedlings=[],
             health=HEALTH,
             config=MasterConfig(snapshot_interval_s=0.2),
             security=SecurityConfig(),
-            incarnation=self.lives,
+            incarnation=incarnation,
+            **{"rate_limit": RateLimitConfig()} | settings,
         )
-        await self.master.start()
 
     async def stop_master(self) -> None:
         await self.master.stop()
@@ -182,6 +193,8 @@ class Mesh:
         await self.stop_master()
 
     async def node(self, slug: str, **fields: Any) -> FakeNode:
+        if not await self.registry.lookup([slug]):
+            await self.ask("register", NodeRegister(name=slug), NodeRegistered)
         node = await FakeNode(self.broker, slug, **fields).start()
         self.nodes.append(node)
         return node
@@ -224,8 +237,11 @@ async def mesh(tmp_path) -> AsyncIterator[Mesh]:
 # -- health ----------------------------------------------------------------------------------------
 
 
-async def test_a_node_that_beats_enrols_itself_and_becomes_healthy(mesh):
+async def test_a_registered_node_that_beats_becomes_healthy(mesh):
     node = await mesh.healthy(incarnation=7)
+    async with asyncio.timeout(5):
+        while not (await mesh.registry.nodes())[0].incarnation:
+            await asyncio.sleep(0.02)
     [stored] = await mesh.registry.nodes()
     assert (stored.slug, stored.status, stored.incarnation) == ("crm", Status.ACTIVE, 7)
     assert stored.collections == [NOTES]
@@ -535,22 +551,53 @@ async def test_a_change_reaches_callers_and_the_database(mesh):
     assert mesh.record().updated_at == changed.updated_at
 
 
-async def test_a_removed_node_stays_away_until_it_starts_again(mesh):
+async def test_a_removed_node_stays_away_whatever_it_says(mesh):
     node = await mesh.healthy(incarnation=5)
     removed = await mesh.ask("remove", NodeName(node="crm"), NodeRecord)
     assert removed.slug == "crm"
     await until(lambda: mesh.health() is None)
-    beats = node.sequence
-    await until(lambda: node.sequence > beats + 3)
+    node.incarnation = 6
+    dropped, beats = mesh.master.dropped, node.sequence
+    await until(lambda: node.sequence > beats + 3 and mesh.master.dropped > dropped)
     await mesh.stop_master()
     await mesh.start_master()
     beats = node.sequence
     await until(lambda: node.sequence > beats + 3)
     assert await mesh.registry.nodes() == [], "also after a restart of the master"
-    await node.kill()
-    await mesh.healthy(incarnation=6)
+    await mesh.ask("register", NodeRegister(name="crm"), NodeRegistered)
+    await until(lambda: mesh.health() is Health.HEALTHY)
     with pytest.raises(NotFoundError):
         await mesh.ask("remove", NodeName(node="nobody"), NodeRecord)
+
+
+async def test_a_node_that_another_master_registered_is_known_when_it_is_needed(mesh):
+    for slug in ("crm", "docs"):
+        record = NodeRecord(id=f"id-{slug}", slug=slug, name=slug)
+        await mesh.registry.register(record, api_key_hash=f"key-{slug}")
+    assert mesh.master.membership.view.records() == []
+    await mesh.healthy("crm")
+    probed = await mesh.ask("probe", NodeName(node="id-docs"), NodeRecord)
+    assert (probed.slug, probed.reason) == ("docs", "never heard")
+
+
+async def test_ten_thousand_beats_of_strangers_are_a_few_queries(mesh, monkeypatch):
+    await mesh.healthy()
+    lookup, asked = mesh.registry.lookup, []
+
+    async def counted(names):
+        asked.append(len(names))
+        return await lookup(names)
+
+    monkeypatch.setattr(mesh.registry, "lookup", counted)
+    dropped = mesh.master.dropped
+    for number in range(10_000):
+        beat = Heartbeat(node=f"x{number % 5000}", incarnation=1, sequence=number)
+        mesh.operator.publish(subjects.heartbeat(beat.node), codec.encode(beat))
+    await until(lambda: mesh.master.dropped == dropped + 10_000)
+    assert len(asked) <= 4
+    assert max(asked) <= 1000
+    assert len(mesh.master.membership._strangers) <= 1000
+    assert mesh.health() is Health.HEALTHY
 
 
 async def test_statistics(mesh):
@@ -579,7 +626,7 @@ async def test_ping(mesh):
 
 
 async def test_bad_requests_say_what_is_wrong(mesh):
-    with pytest.raises(BadRequestError, match=r"history, nodes, ping.*token-issue"):
+    with pytest.raises(BadRequestError, match=r"adopt, .*history, .*token-issue"):
         await mesh.ask("explode", b"{}", NodeList)
     with pytest.raises(BadRequestError, match="JSON"):
         await mesh.ask("nodes", b"{", NodeList)
@@ -682,15 +729,43 @@ async def test_a_failing_database_costs_nothing_but_the_write(mesh, monkeypatch)
             await asyncio.sleep(0.02)
 
 
-async def test_an_enrolment_that_failed_is_tried_again_with_the_next_beat(mesh, monkeypatch):
-    async def refuse(_record: NodeRecord) -> bool:
+async def test_a_look_up_that_failed_is_tried_again_with_the_next_beat(mesh, monkeypatch):
+    async def refuse(_names: list[str]) -> list[NodeRecord]:
         raise UnavailableError("disk full")
 
+    record = NodeRecord(id="1", slug="crm", name="crm")
+    await mesh.registry.register(record, api_key_hash="k")
+    node = await FakeNode(mesh.broker, "crm").start()
+    mesh.nodes.append(node)
     with monkeypatch.context() as patched:
-        patched.setattr(mesh.registry, "enrol", refuse)
-        await mesh.node("crm")
-        await until(lambda: mesh.master.dropped)
+        patched.setattr(mesh.registry, "lookup", refuse)
+        dropped = mesh.master.dropped
+        await until(lambda: mesh.master.dropped > dropped)
     await until(lambda: mesh.health() is Health.HEALTHY)
+
+
+async def test_the_door_opens_last_and_closes_first(tmp_path):
+    mesh = await Mesh(f"sqlite+aiosqlite:///{tmp_path}/mesh.db").start()
+    assert mesh.door.judge is not None
+    assert mesh.trail.running
+    assert mesh.signing.running
+    await mesh.close()
+    assert mesh.door.judge is None
+    assert not mesh.trail.running
+    assert not mesh.signing.running
+
+
+async def test_a_caller_who_asks_too_often_is_pushed_back_where_that_is_set(mesh):
+    await mesh.stop_master()
+    mesh.bus = mesh.broker.bus("master")
+    mesh.registry = await SqlRegistry.open(mesh.url)
+    limit = RateLimitConfig(bus=True, bus_max_attempts=3)
+    mesh.master = mesh.made(mesh.bus, 9, rate_limit=limit)
+    await mesh.master.start()
+    for _ in range(3):
+        await mesh.ask("stats", b"", NodeStats)
+    with pytest.raises(UnavailableError, match="more often"):
+        await mesh.ask("stats", b"", NodeStats)
 
 
 async def test_a_master_starts_without_the_stream_and_makes_it_later(tmp_path):
@@ -708,18 +783,7 @@ async def test_a_master_starts_without_the_stream_and_makes_it_later(tmp_path):
 
 async def test_two_masters_answer_each_request_once(mesh):
     other_bus = mesh.broker.bus("master")
-    other = Master(
-        other_bus,
-        mesh.registry,
-        mesh.history,
-        SystemClock(),
-        tokens=mesh.registry.tokens,
-        signer=mesh.signer,
-        health=HEALTH,
-        config=MasterConfig(),
-        security=SecurityConfig(),
-        incarnation=2,
-    )
+    other = mesh.made(other_bus, 2)
     await other.start()
     try:
         answers = [await mesh.ask("ping", b"", PingResult) for _ in range(6)]

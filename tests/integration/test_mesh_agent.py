@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import mesh
-from mesh.adapters.nats.broker import EmbeddedBroker
 
 
 def agent(*arguments, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -61,6 +60,30 @@ def test_help_loads_no_driver(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], "node 'crm' has no key yet"),
+        (["run", "--creds", "other.json"], "the login of 'ops', and this node is 'crm'"),
+        (["run", "--creds", "none.json"], "none.json cannot be read"),
+        (["run", "--operator", "none.json"], "none.json cannot be read"),
+        (["run", "--creds", "damaged.json"], "damaged.json holds no credentials"),
+        (["gateway"], "no credentials for nats://127.0.0.1:1"),
+        (["master"], "no credentials for nats://127.0.0.1:1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "words",
+)
+def test_what_to_log_in_with_is_looked_for_before_the_broker(tmp_path, arguments, words):
+    (tmp_path / "other.json").write_text('{"user": "ops", "password": "secret"}')
+    (tmp_path / "damaged.json").write_text("nmk_ half of it")
+    named = ["--name", "crm"] if arguments[0] == "run" else []
+    done = agent(*arguments, "--nats" if named else "--url", "nats://127.0.0.1:1", *named,
+                 cwd=tmp_path, MESH_SEARCH__EMBEDDER="hash")  # fmt: skip
+    refused(done, 1, words)
+    assert "secret" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["master", "run", "gateway"])
@@ -124,12 +147,14 @@ def test_credentials_are_made_once_and_private(tmp_path):
     done = agent("credentials", "--out", "secrets", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "secrets"
-    files = {f"{user}.json" for user in EmbeddedBroker.USERS}
+    files = {"master.json", "gateway.json", "operator.json", "broker.json"}
     assert modes(folder) == dict.fromkeys(files, 0o600)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {Path(line).name for line in done.stdout.splitlines()} == files
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    assert len({json.loads(text)["password"] for text in before.values()}) == len(files)
+    secrets = set(re.findall(rb'"(S[UAX][A-Z0-9]{56}|nmk_[^"]{43})"', b"".join(before.values())))
+    assert len(secrets) == 7
+    assert not [secret for secret in secrets if secret in (folder / "broker.json").read_bytes()]
 
     assert agent("credentials", "--out", "secrets", "--containers", cwd=tmp_path).returncode == 0
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
@@ -161,7 +186,7 @@ def test_the_broker_becomes_nats_server_and_holds_its_folder(tmp_path):
         assert running.wait(timeout=20) == 0
     (tmp_path / "none").mkdir()
     again = agent("broker", "--secrets", "none", cwd=tmp_path)
-    refused(again, 1, "none/master.json cannot be read")
+    refused(again, 1, "none/broker.json cannot be read")
 
 
 def test_a_broker_port_that_is_taken_names_the_option(tmp_path):

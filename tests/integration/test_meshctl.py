@@ -45,11 +45,12 @@ class Mesh:
         self.broker = BrokerProcess(folder)
         self.agents: dict[str, subprocess.Popen[bytes]] = {}
 
-    def environment(self, role: str) -> dict[str, str]:
+    def environment(self, role: str = "") -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+        login = {"MESH_CREDS": str(self.broker.credentials(role))} if role else {}
         return clean | {
             "MESH_URL": self.broker.url,
-            "MESH_CREDS": str(self.broker.credentials(role)),
+            **login,
             "MESH_STATE_DIR": str(self.folder / "state"),
             "MESH_SEARCH__EMBEDDER": "hash",
         }
@@ -62,7 +63,8 @@ class Mesh:
         self.until_healthy("crm", "kb")
 
     def node(self, name: str) -> None:
-        self.agent(name, "node", "run", "--name", name)
+        operator = str(self.broker.credentials("operator"))
+        self.agent(name, "", "run", "--name", name, "--operator", operator)
 
     def agent(self, name: str, role: str, *arguments: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -512,7 +514,8 @@ def test_a_join_token_is_made_listed_and_revoked(meshctl):
 
 
 def test_a_rotated_key_is_new(meshctl):
-    first = meshctl("nodes", "rotate-key", "crm", "--json")
+    meshctl("nodes", "register", "rotated")
+    first = meshctl("nodes", "rotate-key", "rotated", "--json")
     assert first.code == 0, first
     second = meshctl("nodes", "rotate-key", first.json["node"]["id"], "--json")
     assert first.json["api_key"] != second.json["api_key"]

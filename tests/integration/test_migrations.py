@@ -115,7 +115,8 @@ async def test_two_masters_may_start_at_once(tmp_path):
     url = f"sqlite+aiosqlite:///{tmp_path}/mesh.db"
     registries = await asyncio.gather(*(SqlRegistry.open(url) for _ in range(4)))
     for number, registry in enumerate(registries):
-        await registry.enrol(NodeRecord(id=f"{number}", slug=f"n{number}", name="n"))
+        record = NodeRecord(id=f"{number}", slug=f"n{number}", name="n")
+        await registry.register(record, api_key_hash=f"key-{number}")
     assert len(await registries[0].nodes()) == 4
     for registry in registries:
         await registry.close()

@@ -24,8 +24,8 @@ from mesh.wire import codec
 @pytest_asyncio.fixture
 async def pair(shared_broker):
     config = NatsConfig(servers=[shared_broker.url])
-    crm = await NatsBus.connect("crm", config, **shared_broker.login("node"))
-    ops = await NatsBus.connect("ops", config, **shared_broker.login("operator"))
+    crm = await NatsBus.connect("crm", config, login=shared_broker.login())
+    ops = await NatsBus.connect("ops", config, login=shared_broker.login())
     yield crm, ops
     await crm.close()
     await ops.close()

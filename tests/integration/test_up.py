@@ -144,7 +144,7 @@ def test_mesh_json_is_complete_and_private(running):
     assert told["version"] == mesh.__version__
     assert told["pids"].keys() == PROCESSES
     assert all(psutil.pid_exists(pid) for pid in told["pids"].values())
-    assert told["credentials"].keys() == {"operator", "node", "master", "gateway"}
+    assert told["credentials"].keys() == {"operator", "master", "gateway"}
     for path in told["credentials"].values():
         assert Path(path).is_absolute()
         assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
@@ -172,14 +172,19 @@ async def test_the_first_results_for_a_date_are_about_dates(running):
     assert [hit.id for hit in found.results if hit.id.startswith(("datetime.", "time."))]
 
 
-def test_no_password_in_the_process_list_or_a_log(running):
-    files = (running.state / "credentials").glob("*.json")
-    passwords = [json.loads(path.read_bytes())["password"] for path in files]
-    assert len(passwords) == 5
-    pids = [running.process.pid, *running.file()["pids"].values()]
-    seen = " ".join(" ".join(psutil.Process(pid).cmdline()) for pid in pids)
-    seen += " ".join(path.read_text() for path in (running.state / "logs").glob("*.log"))
-    assert not [password for password in passwords if password in seen + running.told()]
+def test_no_secret_on_a_command_line_in_an_environment_or_a_log(running):
+    files = [
+        *(running.state / "credentials").glob("*.json"),
+        *(running.state / "nodes").glob("*/key.json"),
+    ]
+    held = "".join(path.read_text() for path in files)
+    secrets = set(re.findall(r'"(S[UAX][A-Z0-9]{56}|nmk_[^"]{43})"', held))
+    assert len(secrets) == 7 + 3, "master 5, gateway, operator, and each node its own"
+    seen = [path.read_bytes() for path in (running.state / "logs").glob("*.log")]
+    for pid in [running.process.pid, *running.file()["pids"].values()]:
+        seen += [Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ")]
+    seen += [(running.state / "mesh.json").read_bytes(), (running.told() + running.said).encode()]
+    assert not [secret for secret in secrets for text in seen if secret.encode() in text]
 
 
 def test_a_second_start_on_the_folder_is_refused(running):

@@ -6,11 +6,13 @@ import asyncio
 import json
 import re
 from contextlib import AsyncExitStack
+from typing import NamedTuple
 
 import nats
 import nats.errors
 import pytest
 import pytest_asyncio
+from open_door import OpenDoor
 from processes import BrokerProcess
 
 import mesh
@@ -42,26 +44,32 @@ def declared() -> mesh.Node:
     return node
 
 
-def config_for(broker: BrokerProcess) -> MeshConfig:
+class World(NamedTuple):
+    """A broker that lets `crm` and `ops` in, and nothing else that a master does."""
+
+    broker: BrokerProcess
+    door: OpenDoor
+
+
+def config_for(world: World) -> MeshConfig:
+    crm = world.door.credentials("crm")
     return MeshConfig(
-        nats=NatsConfig(servers=[broker.url], credentials=str(broker.credentials("node"))),
+        nats=NatsConfig(servers=[world.broker.url], credentials=crm),
         search=SearchConfig(embedder="hash", timeout_ms=10_000),
         health=HealthConfig(heartbeat_interval_s=0.1),
     )
 
 
-def connect(broker: BrokerProcess):
+def connect(world: World):
     settings = MeshConfig(search=SearchConfig(timeout_ms=10_000))
-    return mesh.connect(
-        broker.url, credentials=broker.credentials("operator"), identity="ops", config=settings
-    )
+    ops = world.door.credentials("ops")
+    return mesh.connect(world.broker.url, credentials=ops, config=settings)
 
 
 async def make_stream(broker: BrokerProcess) -> None:
     """What a master does when it starts, and no more."""
-    bus = await NatsBus.connect(
-        "master", NatsConfig(servers=[broker.url]), **broker.login("master")
-    )
+    config = NatsConfig(servers=[broker.url])
+    bus = await NatsBus.connect("master", config, login=broker.login())
     try:
         await JetStreamHistory(bus).prepare()
     finally:
@@ -81,10 +89,12 @@ async def world(tmp_path_factory):
     broker.start()
     try:
         await make_stream(broker)
-        async with bootstrap.node(declared(), config_for(broker), data_dir=folder / "crm"):
-            async with connect(broker) as client:
-                assert (await index_invoices(client)).result["indexed"] == len(INVOICES)
-            yield broker
+        async with OpenDoor(broker, nodes=["crm"], users=["ops"]) as door:
+            made = World(broker, door)
+            async with bootstrap.node(declared(), config_for(made), data_dir=folder / "crm"):
+                async with connect(made) as client:
+                    assert (await index_invoices(client)).result["indexed"] == len(INVOICES)
+                yield made
     finally:
         broker.kill()
 
@@ -100,9 +110,13 @@ async def bare(world):
     """A plain nats-py client whose replies come under the prefix it is told."""
     async with AsyncExitStack() as opened:
 
-        async def make(prefix="mesh.v1.re.crm.ops"):
+        async def make(prefix="mesh.v1.re.crm.ops", *, unlimited=False):
+            """As `ops`, or with a login to which the broker forbids nothing."""
             options = {"inbox_prefix": prefix} if prefix else {}
-            made = await nats.connect(world.url, **world.login("operator"), **options)
+            ops = world.door.login("ops")
+            named = {"user": ops.user, "password": ops.password}
+            login = world.broker.plain_login() if unlimited else named
+            made = await nats.connect(world.broker.url, **login, **options)
             opened.push_async_callback(made.close)
             return made
 
@@ -166,25 +180,32 @@ async def test_a_second_node_of_the_same_name_is_refused(world, client, tmp_path
     assert (await client.search("late invoice")).count
 
 
-async def test_without_a_stream_an_action_is_refused_and_nothing_runs(broker, tmp_path):
-    async with bootstrap.node(declared(), config_for(broker), data_dir=tmp_path / "crm"):
-        async with connect(broker) as client:
+@pytest_asyncio.fixture(loop_scope="module")
+async def no_stream(broker):
+    async with OpenDoor(broker, nodes=["crm"], users=["ops"]) as door:
+        yield World(broker, door)
+
+
+async def test_without_a_stream_an_action_is_refused_and_nothing_runs(no_stream, tmp_path):
+    config = config_for(no_stream)
+    async with bootstrap.node(declared(), config, data_dir=tmp_path / "crm"):
+        async with connect(no_stream) as client:
             with pytest.raises(UnavailableError, match="nothing was run") as refused:
                 await index_invoices(client, id="once")
             assert refused.value.retryable
-            assert await held(broker) == {"tickets"}
+            assert await held(no_stream) == {"tickets"}
             with pytest.raises(InvalidError, match="unknown collection"):
                 await client.search("late invoice", collections=["app.Invoice"])
             assert [hit.id for hit in (await client.search("late invoice")).results] == ["t1"]
 
-            await make_stream(broker)  # the refusal kept nothing of the id
+            await make_stream(no_stream.broker)  # the refusal kept nothing of the id
             assert (await index_invoices(client, id="once")).result["indexed"] == len(INVOICES)
-        assert await held(broker) == {"app.Invoice", "tickets"}
+        assert await held(no_stream) == {"app.Invoice", "tickets"}
 
 
-async def held(broker) -> set[str]:
+async def held(world: World) -> set[str]:
     """Collections that the node says it has."""
-    async with connect(broker) as client:
+    async with connect(world) as client:
         return {info.name for info in client.routes.node("crm").collections}
 
 
@@ -225,7 +246,7 @@ async def test_what_cannot_be_is_422_with_its_field(bare, request_, field):
 
 
 async def test_an_unknown_verb_is_400(bare):
-    reply = await ask(await bare(), "mesh.v1.rpc.crm.dance.ops")
+    reply = await ask(await bare(unlimited=True), "mesh.v1.rpc.crm.dance.ops")
     assert (reply["code"], "search" in reply["message"]) == (400, True)
 
 
@@ -296,7 +317,7 @@ async def test_services_of_other_names_are_nobodys(bare):
 
 async def test_a_reply_may_go_to_the_asker_alone_and_others_are_counted(bare):
     """Else a request could have the node write to any subject there is."""
-    nc = await bare()
+    nc = await bare(unlimited=True)
     beats = await nc.subscribe("mesh.v1.hb.crm")
 
     async def dropped():
@@ -305,8 +326,9 @@ async def test_a_reply_may_go_to_the_asker_alone_and_others_are_counted(bare):
 
     counts = dropped()
     before = await anext(counts)
-    plain, other = await bare(prefix=""), await bare("mesh.v1.re.crm.somebody")
-    stranger = await bare("mesh.v1.re.erp.ops")
+    plain = await bare(prefix="", unlimited=True)
+    other = await bare("mesh.v1.re.crm.somebody", unlimited=True)
+    stranger = await bare("mesh.v1.re.erp.ops", unlimited=True)
     wrong = [
         (plain, SEARCH, b'{"query":"late invoice"}'),
         (plain, "mesh.v1.act.crm.drop.ops", b'{"action":"drop"}'),

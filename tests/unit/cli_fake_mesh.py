@@ -39,6 +39,18 @@ def token(id: str, **fields: Any) -> messages.TokenInfo:  # noqa: A002
     return messages.TokenInfo(**(known | fields))
 
 
+def waiting(name: str, **fields: Any) -> messages.PendingNode:
+    known = {
+        "id": f"id-{name}",
+        "name": name,
+        "fingerprint": "0123456789abcdef",
+        "address": "192.0.2.7",
+        "first_seen": START,
+        "last_seen": START,
+    }
+    return messages.PendingNode(**(known | fields))
+
+
 class FakeAccess:
     """What `MeshClient.access` is asked, and the answers of the test."""
 
@@ -46,6 +58,9 @@ class FakeAccess:
         self._calls = calls
         self.issued: list[messages.TokenInfo] = []
         self.revoked = 1
+        self.waiting: list[messages.PendingNode] = []
+        self.known_users: list[messages.User] = []
+        self.ring: list[messages.SigningKey] = []
 
     async def issue(self, subject, scopes, *, ttl_s=3600, refresh=False):
         self._calls.append(("issue", (subject, list(scopes), ttl_s, refresh)))
@@ -73,9 +88,45 @@ class FakeAccess:
             id="j1", join_token="secret-join", scopes=list(scopes), expires_at=FAR, uses=uses
         )
 
-    async def rotate_key(self, node):
-        self._calls.append(("rotate", node))
-        return messages.NodeKey(node=record(node), api_key="secret-key")
+    async def rotate_key(self, node, *, overlap_s=0):
+        self._calls.append(("rotate", (node, overlap_s)))
+        until = FAR if overlap_s else 0
+        return messages.NodeKey(node=record(node), api_key="secret-key", previous_until=until)
+
+    async def pending(self):
+        return messages.PendingList(nodes=self.waiting)
+
+    async def approve(self, node, *, scopes):
+        self._calls.append(("approve", (node, list(scopes))))
+        return record(node)
+
+    async def reject(self, node):
+        self._calls.append(("reject", node))
+        return waiting(node)
+
+    async def users(self):
+        return messages.UserList(users=self.known_users)
+
+    async def create_user(self, name, scopes, *, description=""):
+        self._calls.append(("create user", (name, list(scopes), description)))
+        user = messages.User(name=name, scopes=list(scopes), description=description)
+        return messages.UserKey(user=user, api_key="secret-key")
+
+    async def remove_user(self, name):
+        self._calls.append(("remove user", name))
+        return messages.User(name=name, scopes=["search"])
+
+    async def rotate_user_key(self, name, *, overlap_s=0):
+        self._calls.append(("rotate user", (name, overlap_s)))
+        user = messages.User(name=name, scopes=["search"])
+        return messages.UserKey(user=user, api_key="secret-key", previous_until=overlap_s and FAR)
+
+    async def signing_keys(self):
+        return messages.SigningKeyList(keys=self.ring)
+
+    async def rotate_signing_keys(self, *, overlap_s):
+        self._calls.append(("rotate signing keys", overlap_s))
+        return messages.SigningKeyList(keys=self.ring)
 
 
 class FakeMesh:

@@ -8,13 +8,12 @@ import asyncio
 from typing import Any
 
 import hypothesis.strategies as st
-from fakes import MemoryBroker, MemoryTokenStore
+from fakes import MemoryBroker, MemoryDoor, MemoryTokenStore, MemoryTrail, PlainSigning, any_url
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from mesh.config import SecurityConfig
 from mesh.errors import UnauthorizedError
-from mesh.ports import NodeAccess
 from mesh.runtime.access_api import digest_of
 from mesh.runtime.authority import Authority
 from mesh.types import Status
@@ -22,7 +21,7 @@ from mesh.wire import codec, subjects
 from mesh.wire.messages import (
     Grant,
     Identity,
-    PublicKey,
+    NodeRecord,
     Revoked,
     TokenIssue,
     TokenRefresh,
@@ -43,14 +42,6 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now_ms / 1000
-
-
-class PlainSigner:
-    def sign(self, identity: Identity, *, issued_at: int, expires_at: int) -> str:
-        return f"{identity.subject}.{identity.token_id}.{expires_at}"
-
-    def public_keys(self) -> list[PublicKey]:
-        return []
 
 
 class Family:
@@ -81,7 +72,8 @@ class Tokens(RuleBasedStateMachine):
         self.loop.run_until_complete(self._begin())
 
     async def _begin(self) -> None:
-        self.store.add_node("crm", "key", scopes=("search",))
+        self.logins = self.store.logins
+        self.logins.register(NodeRecord(id="1", slug="crm", name="crm"), "key", ("search",))
         await self.broker.bus("listener").subscribe(
             subjects.REVOKED,
             lambda message: self.told.update(codec.decode(message.data, Revoked).tokens),
@@ -92,7 +84,11 @@ class Tokens(RuleBasedStateMachine):
             unused,
             registry=unused,
             tokens=self.store,
-            signer=PlainSigner(),
+            logins=self.logins,
+            signing=PlainSigning(),
+            audit=MemoryTrail(),
+            bouncer=MemoryDoor(),
+            check_url=any_url,
             clock=self.clock,
             background=unused,
             config=SECURITY,
@@ -182,9 +178,9 @@ class Tokens(RuleBasedStateMachine):
     def status_changes(self, active: bool) -> None:
         status = Status.ACTIVE if active else Status.INACTIVE
         self.active = active
-        self.store.nodes["crm"] = NodeAccess("crm", status, ("search",))
+        self.logins.holders["crm"] = self.logins.holders["crm"]._replace(status=status)
         if not active:
-            self.run(self.authority.issued.shut_out("crm", by="ops"))
+            self.run(self.authority.exclusion.shut_out("crm", by="ops", off_broker=False))
             self.end_all_of("crm")
 
     @rule(seconds=st.sampled_from([1, 30, 61, 301]))

@@ -24,7 +24,7 @@ from mesh import errors
         (errors.ForbiddenError(), 4),
         (errors.DisconnectedError(), 3),
         (connection.NotReachableError(), 3),
-        (connection.NoMasterError(), 3),
+        (errors.NoMasterError(), 3),
         (errors.ActionFailedError(), 1),
         (errors.NoRespondersError(), 1),
         (errors.UnavailableError(), 1),

@@ -161,7 +161,7 @@ def test_rotate_key_shows_the_new_key_once(mesh, capsys):
     assert "not shown again" in told.err
     assert run(["nodes", "rotate-key", "crm", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["api_key"] == "secret-key"
-    assert mesh.named("rotate") == ["crm", "crm"]
+    assert mesh.named("rotate") == [("crm", 0), ("crm", 0)]
 
 
 def test_every_command_of_a_nested_group_names_the_common_options(mesh, capsys):

@@ -201,6 +201,29 @@ async def test_a_revoked_token_is_refused_the_moment_it_is_heard(world):
     assert await world.gatekeeper.identify("k1.t2.2000")
 
 
+async def test_a_key_that_is_retired_is_forgotten_the_moment_it_is_heard(world):
+    await world.gatekeeper.identify("k1.t1.2000")
+    assert [key.kid for key in world.gatekeeper.public_keys] == ["k1"]
+    world.master.kids = ["k2"]
+    world.master.bus.publish(subjects.REVOKED, codec.encode(Revoked(keys=True)))
+    await settled()
+    assert "unknown key" in await refused(world.gatekeeper, "k1.t1.2000")
+    assert await world.gatekeeper.identify("k2.t1.2000")
+    assert [key.kid for key in world.gatekeeper.public_keys] == ["k2"]
+
+
+async def test_keys_that_were_asked_for_before_they_changed_are_asked_for_again(world):
+    await world.gatekeeper.identify("k1.t1.2000")
+    world.master.held["trust"] = asyncio.Event()
+    await world.clock.step(10)  # a master has read the old keys, and is slow to say so
+    world.master.kids = ["k2"]
+    world.master.bus.publish(subjects.REVOKED, codec.encode(Revoked(keys=True)))
+    await settled()
+    world.master.held.pop("trust").set()
+    await settled()
+    assert "unknown key" in await refused(world.gatekeeper, "k1.t1.2000")
+
+
 async def test_what_was_revoked_before_the_gateway_started_is_refused(world):
     world.master.revoked = ["t9"]
     await world.clock.step(10)

@@ -36,6 +36,7 @@ async def test_every_operation_says_who_may_what_comes_and_what_goes_wrong():
     assert found == {
         ("get", "/livez"),
         ("get", "/readyz"),
+        ("get", "/.well-known/jwks.json"),
         ("get", "/health"),
         ("post", "/register"),
         ("post", "/search"),

@@ -6,8 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-import os
-import stat
 from pathlib import Path
 
 import jwt
@@ -17,9 +15,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.adapters.jwt import JwtSigner, JwtVerifier, _StoredKey
-from mesh.adapters.state import write_json
-from mesh.errors import StateError, UnauthorizedError
+from mesh.adapters.former_keys import FormerKeyFile, _StoredKey
+from mesh.adapters.jwt import (
+    Ed25519Mint,
+    JwtVerifier,
+    SecretSigner,
+    SecretVerifier,
+    token_verifier,
+)
+from mesh.errors import ConfigError, StateError, UnauthorizedError
 from mesh.ports import UnknownKeyError
 from mesh.wire.messages import Identity, PublicKey
 
@@ -28,20 +32,26 @@ WHO = Identity(subject="app", scopes=["search", "actions:refund"], token_id="t-1
 MESH = {"issuer": "nodemesh", "audience": "nodemesh"}
 
 
-def signer_in(folder, name="keys.json", **changed) -> JwtSigner:
-    options = MESH | {"at": NOW * 1000, "save": write_json} | changed
-    return JwtSigner.open(folder / name, **options)
+class Signer:
+    """One key."""
+
+    def __init__(self, secret: bytes | None = None) -> None:
+        mint = Ed25519Mint(**MESH)
+        self.secret = secret or mint.make()
+        pair = mint.load(self.secret)
+        self.sign = pair.sign
+        self.public_keys = lambda: [pair.public]
 
 
-def verifier_for(*signers: JwtSigner, **changed) -> JwtVerifier:
+def verifier_for(*signers: Signer, **changed) -> JwtVerifier:
     verifier = JwtVerifier(**MESH | {"leeway_s": 5.0} | changed)
     verifier.trust([key for signer in signers for key in signer.public_keys()])
     return verifier
 
 
 @pytest.fixture(scope="module")
-def signer(tmp_path_factory) -> JwtSigner:
-    return signer_in(tmp_path_factory.mktemp("keys"))
+def signer() -> Signer:
+    return Signer()
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +80,11 @@ def header_of(token: str) -> dict:
     return json.loads(unpacked(token.partition(".")[0]))
 
 
-def private_key(signer: JwtSigner) -> Ed25519PrivateKey:
-    return signer._signing_key
+def private_key(signer: Signer) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(signer.secret)
 
 
-def forged(signer: JwtSigner, *, header: dict | None = None, **claims) -> str:
+def forged(signer: Signer, *, header: dict | None = None, **claims) -> str:
     """Signed with the right key, which no outsider has; what is None is left out."""
     good = claims_of(signer.sign(WHO, issued_at=NOW, expires_at=NOW + 60))
     said = {name: value for name, value in (good | claims).items() if value is not None}
@@ -124,6 +134,14 @@ def test_expiry_is_what_the_clock_given_says(verifier, token):
         verifier.verify(token, NOW + 65)
 
 
+@pytest.mark.parametrize("claim", ["iat", "nbf"])
+def test_a_token_of_the_future_is_not_valid_yet(signer, verifier, claim):
+    token = forged(signer, **{claim: NOW + 30})
+    assert verifier.verify(token, NOW + 25)
+    with pytest.raises(UnauthorizedError, match="not valid yet"):
+        verifier.verify(token, NOW + 24.9)
+
+
 # -- bad tokens ------------------------------------------------------------------------------------
 
 
@@ -138,7 +156,7 @@ def symmetric(token: str, secret: bytes, alg: str = "HS256") -> str:
     return f"{start}.{packed(hmac.digest(secret, start.encode(), 'sha256'))}"
 
 
-def public_forms(signer: JwtSigner) -> dict[str, bytes]:
+def public_forms(signer: Signer) -> dict[str, bytes]:
     public = private_key(signer).public_key()
     pem = public.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -184,6 +202,8 @@ def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(signer, verif
         ("exp", True),
         ("exp", 1e300),
         ("iat", None),
+        ("iat", "now"),
+        ("nbf", "now"),
         ("jti", None),
         ("jti", ""),
         ("jti", 7),
@@ -203,6 +223,10 @@ def test_a_token_that_says_something_else_is_refused(signer, verifier, name, val
     [
         {"kid": None},
         {"kid": ["a"]},
+        {"kid": 7},
+        {"kid": ""},
+        {"kid": "../../etc/passwd"},
+        {"kid": "a" * 65},
         {"crit": ["exp"]},
         {"alg": "HS256"},
         {"alg": "ES256"},
@@ -214,6 +238,22 @@ def test_a_token_that_says_something_else_is_refused(signer, verifier, name, val
 def test_a_token_with_another_header_is_refused(signer, verifier, header):
     with pytest.raises(UnauthorizedError, match="not valid"):
         verifier.verify(forged(signer, header=header), NOW)
+
+
+@pytest.mark.parametrize("part", ["header", "claims"])
+def test_what_is_said_twice_is_refused(signer, verifier, part):
+    """One reader would take the first, another the last."""
+    kid = signer.public_keys()[0].kid
+    header = f'{{"alg":"EdDSA","kid":"{kid}"}}'
+    claims = json.dumps(claims_of_good())
+    if part == "header":
+        header = header.replace("{", '{"alg":"none",')
+    else:
+        claims = claims.replace("{", '{"sub":"root",', 1)
+    start = f"{packed(header.encode())}.{packed(claims.encode())}"
+    signature = packed(private_key(signer).sign(start.encode()))
+    with pytest.raises(UnauthorizedError, match="not valid"):
+        verifier.verify(f"{start}.{signature}", NOW)
 
 
 def test_a_key_that_the_token_brings_along_is_not_believed(verifier):
@@ -241,8 +281,8 @@ def test_another_key_under_a_trusted_name_is_refused(signer, verifier):
         verifier.verify(token, NOW)
 
 
-def test_a_token_of_another_mesh_is_signed_with_an_unknown_key(verifier, tmp_path):
-    token = signer_in(tmp_path).sign(WHO, issued_at=NOW, expires_at=NOW + 60)
+def test_a_token_of_another_mesh_is_signed_with_an_unknown_key(verifier):
+    token = Signer().sign(WHO, issued_at=NOW, expires_at=NOW + 60)
     with pytest.raises(UnknownKeyError, match="unknown key"):
         verifier.verify(token, NOW)
 
@@ -324,50 +364,97 @@ def test_a_refusal_holds_no_piece_of_the_token(verifier, token):
     assert refused.value.__suppress_context__
 
 
-# -- keys ------------------------------------------------------------------------------------------
+# -- a shared secret -------------------------------------------------------------------------------
+
+SECRET = "a secret of forty characters, as required"
 
 
-def test_keys_are_made_once_and_kept(tmp_path):
-    first, again = signer_in(tmp_path), signer_in(tmp_path, at=1)
-    assert first.public_keys() == again.public_keys()
-    token = first.sign(WHO, issued_at=NOW, expires_at=NOW + 60)
-    assert verifier_for(again).verify(token, NOW)[0] == WHO
+@pytest.fixture(scope="module")
+def shared() -> SecretSigner:
+    return SecretSigner(SECRET, **MESH)
 
 
-def test_a_file_that_is_closed_is_left_as_it_is(tmp_path, monkeypatch):
-    """It may be another's, or on a volume that can only be read."""
-    signer_in(tmp_path)
-    path = tmp_path / "keys.json"
-
-    def refuse(_self, _mode):
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(Path, "chmod", refuse)
-    assert signer_in(tmp_path).public_keys()
-    os.chmod(path, 0o644)  # noqa: PTH101 (the method refuses now)
-    with pytest.raises(StateError, match=r"open to others .* Operation not permitted"):
-        signer_in(tmp_path)
+@pytest.fixture(scope="module")
+def secret_verifier() -> SecretVerifier:
+    return SecretVerifier(SECRET, **MESH, leeway_s=5.0)
 
 
-def test_the_file_is_its_owners_alone(tmp_path):
-    signer_in(tmp_path)
-    path = tmp_path / "keys.json"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    path.chmod(0o644)
-    signer_in(tmp_path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+def test_a_token_of_the_secret_says_who_and_until_when(shared, secret_verifier):
+    token = shared.sign(WHO, issued_at=NOW, expires_at=NOW + 60)
+    assert header_of(token) == {"alg": "HS256", "typ": "JWT"}
+    assert secret_verifier.verify(token, NOW) == (WHO, NOW + 65)
+    assert shared.public_keys() == []
 
 
-def test_the_newest_key_signs_and_older_ones_are_still_believed(tmp_path):
-    old, new = signer_in(tmp_path, "old", at=1), signer_in(tmp_path, "new", at=2)
-    keys = [json.loads((tmp_path / name).read_text())["keys"][0] for name in ("old", "new")]
-    write_json(tmp_path / "both", {"keys": keys})
-    both = signer_in(tmp_path, "both")
-    assert both.public_keys() == new.public_keys() + old.public_keys()
-    token = both.sign(WHO, issued_at=NOW, expires_at=NOW + 60)
-    assert verifier_for(new).verify(token, NOW)
-    before = old.sign(WHO, issued_at=NOW, expires_at=NOW + 60)
-    assert verifier_for(both).verify(before, NOW)
+def test_what_masters_publish_changes_nothing_for_the_secret(shared, secret_verifier, signer):
+    assert not secret_verifier.trust(signer.public_keys())
+    token = shared.sign(WHO, issued_at=NOW, expires_at=NOW + 60)
+    assert secret_verifier.verify(token, NOW)[0] == WHO
+
+
+def test_with_a_secret_no_other_algorithm_counts(secret_verifier, signer, token):
+    secret_verifier.trust(signer.public_keys())
+    for refused in (token, forged(signer), unsigned(token, "none"), unsigned(token, "HS256")):
+        with pytest.raises(UnauthorizedError, match="not valid"):
+            secret_verifier.verify(refused, NOW)
+
+
+@pytest.mark.parametrize("alg", ["HS384", "HS512", "hs256", "EdDSA"])
+def test_a_token_of_the_secret_in_another_algorithm_is_refused(secret_verifier, token, alg):
+    with pytest.raises(UnauthorizedError, match="not valid"):
+        secret_verifier.verify(symmetric(token, SECRET.encode(), alg), NOW)
+
+
+def test_without_a_secret_no_token_of_one_counts(shared, verifier, signer):
+    kid = signer.public_keys()[0].kid
+    token = shared.sign(WHO, issued_at=NOW, expires_at=NOW + 60)
+    with_kid = jwt.encode(claims_of(token), SECRET, algorithm="HS256", headers={"kid": kid})
+    for refused in (token, with_kid):
+        with pytest.raises(UnauthorizedError, match="not valid"):
+            verifier.verify(refused, NOW)
+
+
+def test_another_secret_is_refused(secret_verifier):
+    other = SecretSigner(SECRET[::-1], **MESH).sign(WHO, issued_at=NOW, expires_at=NOW + 60)
+    with pytest.raises(UnauthorizedError, match="not valid"):
+        secret_verifier.verify(other, NOW)
+
+
+def test_configuration_chooses_the_algorithm():
+    options = MESH | {"leeway_s": 5.0}
+    assert isinstance(token_verifier(secret="", **options), JwtVerifier)
+    assert isinstance(token_verifier(secret=SECRET, **options), SecretVerifier)
+
+
+def test_a_public_key_is_no_secret(signer):
+    pem = public_forms(signer)["pem"].decode()
+    for make in (SecretSigner, lambda *a, **o: SecretVerifier(*a, **o, leeway_s=0)):
+        with pytest.raises(ConfigError, match="jwt_secret") as refused:
+            make(pem, **MESH)
+        assert pem.splitlines()[1] not in str(refused.value)
+
+
+# -- the file of an earlier version ----------------------------------------------------------------
+
+
+def former_file(folder: Path, *signers: Signer) -> Path:
+    path = folder / "signing-keys.json"
+    keys = [
+        {"kid": one.public_keys()[0].kid, "d": packed(one.secret), "created_at": number}
+        for number, one in enumerate(signers, 1)
+    ]
+    path.write_text(json.dumps({"keys": keys}))
+    return path
+
+
+def test_former_keys_are_read_whole(tmp_path):
+    old, new = Signer(), Signer()
+    path = former_file(tmp_path, old, new)
+    found = FormerKeyFile(path).read()
+    assert [(key.secret, key.created_at) for key in found] == [(old.secret, 1), (new.secret, 2)]
+    FormerKeyFile(path).remove()
+    FormerKeyFile(path).remove()
+    assert FormerKeyFile(path).read() == []
 
 
 @pytest.mark.parametrize(
@@ -387,19 +474,28 @@ def test_a_damaged_file_is_named_and_left_alone(tmp_path, content):
     path = tmp_path / "keys.json"
     path.write_bytes(content)
     with pytest.raises(StateError, match=r"keys\.json is damaged"):
-        signer_in(tmp_path)
+        FormerKeyFile(path).read()
     assert path.read_bytes() == content
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(StateError, match=r"keys\.json"):
-        signer_in(tmp_path / "none")
+def test_a_file_that_cannot_be_removed_is_named(tmp_path):
+    path = tmp_path / "keys.json"
+    path.mkdir()
+    with pytest.raises(StateError, match=r"keys\.json cannot be read"):
+        FormerKeyFile(path).read()
+    with pytest.raises(StateError, match=r"keys\.json are in the database now, but it cannot be"):
+        FormerKeyFile(path).remove()
 
 
 def test_secrets_are_not_shown(tmp_path):
-    signer_in(tmp_path)
-    [key] = json.loads((tmp_path / "keys.json").read_text())["keys"]
-    assert key["d"] not in repr(_StoredKey(**key))
+    path = former_file(tmp_path, Signer())
+    [stored] = json.loads(path.read_text())["keys"]
+    [key] = FormerKeyFile(path).read()
+    assert stored["d"] not in repr(_StoredKey(d=stored["d"], created_at=1))
+    assert repr(key.secret)[2:10] not in repr(key)
+
+
+# -- keys ------------------------------------------------------------------------------------------
 
 
 def test_the_id_of_a_key_follows_from_the_key(signer):
@@ -407,9 +503,9 @@ def test_the_id_of_a_key_follows_from_the_key(signer):
     assert key.kid == packed(hashlib.sha256(unpacked(key.x)).digest()[:12])
 
 
-def test_trust_tells_whether_it_changed(signer, tmp_path):
+def test_trust_tells_whether_it_changed(signer):
     verifier = JwtVerifier(**MESH, leeway_s=0)
-    other = signer_in(tmp_path)
+    other = Signer()
     assert verifier.trust(signer.public_keys())
     assert not verifier.trust(signer.public_keys())
     assert verifier.trust(signer.public_keys() + other.public_keys())

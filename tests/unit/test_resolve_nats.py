@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from mesh.bootstrap import resolve_nats
+from mesh.bootstrap import find_operator, resolve_nats
 from mesh.config import NatsConfig
 from mesh.errors import DisconnectedError, StateError
 
@@ -40,12 +41,36 @@ def test_without_an_address_mesh_json_says(folder):
         resolve(folder / "none")
 
 
-def test_an_address_given_counts_whichever_it_is(folder):
-    assert resolve(folder, servers=[LOCAL]) == ([LOCAL], "")
-    assert resolve(folder, servers=["nats://a:1"], url=LOCAL) == ([LOCAL], "")
+def test_an_address_given_counts_and_mesh_json_is_for_its_own_mesh_alone(folder):
+    with pytest.raises(StateError, match=r"no credentials for nats://.*--creds"):
+        resolve(folder, servers=[LOCAL])
+    own = "nats://127.0.0.1:7777"
+    assert resolve(folder, servers=[LOCAL], credentials="mine.json") == ([LOCAL], "mine.json")
+    assert resolve(folder, servers=["nats://a:1"], url=own) == ([own], "/operator.json")
+    assert find_operator([own], folder) == Path("/operator.json")
+    assert find_operator([LOCAL], folder) is None
+    assert find_operator([own], folder / "none") is None
+
+
+def test_a_node_has_credentials_of_its_own_or_none(folder):
+    assert resolve(folder, role=None) == (["nats://127.0.0.1:7777"], "")
+    assert resolve(folder, role=None, credentials="mine.json")[1] == "mine.json"
+    assert resolve(folder, servers=[LOCAL], role=None) == ([LOCAL], "")
 
 
 def test_a_role_that_mesh_json_does_not_know_is_refused_with_what_to_do(folder):
-    with pytest.raises(StateError, match=r"no credentials for 'node'.*--creds"):
-        resolve(folder, role="node")
-    assert resolve(folder, role="node", credentials="mine.json")[1] == "mine.json"
+    with pytest.raises(StateError, match=r"no credentials of its 'gateway'.*--creds.*start the"):
+        resolve(folder, role="gateway")
+    assert resolve(folder, role="gateway", credentials="mine.json")[1] == "mine.json"
+
+
+def test_the_certificate_of_the_folders_broker_is_known_unless_another_is_given(folder):
+    file = folder / "mesh.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tls_ca": "/ca.pem"}))
+
+    def tls_of(config):
+        found = resolve_nats(config, url=None, state_dir=folder, credentials=None, role="operator")
+        return found.tls_ca
+
+    assert tls_of(NatsConfig()) == "/ca.pem"
+    assert tls_of(NatsConfig(tls_ca="/mine.pem")) == "/mine.pem"

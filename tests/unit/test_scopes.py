@@ -6,9 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core.scopes import allows, allows_some_action, readable_actions
+from mesh.core.scopes import (
+    allows,
+    allows_some_action,
+    allows_some_search,
+    readable_actions,
+    searchable_collections,
+)
 
-SCOPES = st.sampled_from(["search", "admin", "actions", "actions:refund", "actions:index"])
+SCOPES = st.sampled_from(
+    ["search", "search:notes", "admin", "actions", "actions:refund", "actions:index"]
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +37,12 @@ SCOPES = st.sampled_from(["search", "admin", "actions", "actions:refund", "actio
         (["actions"], "actions:", False),
         (["actions"], "actionsrefund", False),
         (["actions"], "", False),
+        (["search"], "search:notes", True),
+        (["search:notes"], "search:notes", True),
+        (["search:notes"], "search:note", False),
+        (["search:notes"], "search", False),
+        (["search"], "search:", False),
+        (["admin"], "admin:x", False),
         ([], "search", False),
     ],
 )
@@ -72,3 +86,16 @@ def test_one_reads_of_what_one_may_run(scopes, names):
 @given(st.sets(SCOPES))
 def test_whoever_may_run_one_action_may_run_some(scopes):
     assert allows_some_action(scopes) or not allows(scopes, "actions:refund")
+
+
+@pytest.mark.parametrize(
+    ("scopes", "names"),
+    [
+        (["search", "search:notes"], None),
+        (["search:notes", "search:crm.Customer", "actions:x"], {"notes", "crm.Customer"}),
+        (["actions", "admin"], set()),
+    ],
+)
+def test_one_searches_what_one_is_let(scopes, names):
+    assert searchable_collections(scopes) == names
+    assert allows_some_search(scopes) is (names is None or bool(names))

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import json
 import re
+import traceback
 from pathlib import Path
 
 import pytest
 
 from mesh.adapters.settings import (
+    ALIASES,
     BROKER_PREFIX,
     NOT_SETTINGS,
     load_settings,
     load_with_sources,
+    of_broker,
     setting_types,
     variable,
 )
-from mesh.config import MeshConfig
+from mesh.config import SECRETS, MeshConfig
 from mesh.errors import ConfigError
 
 TOP = Path(__file__).parents[2]
@@ -168,20 +172,21 @@ def examples() -> dict[str, str]:
 def test_env_example_lists_every_variable():
     broker = set(re.findall(r"\$(MESH_BROKER_\w+)", (TOP / "nats-server.conf").read_text()))
     settings = set(map(variable, setting_types()))
-    assert set(examples()) == settings | NOT_SETTINGS | broker
+    assert broker
+    assert set(examples()) == settings | NOT_SETTINGS | set(ALIASES) | broker
 
 
 def test_env_example_shows_the_defaults():
-    settings = {
-        name: text for name, text in examples().items() if not name.startswith(BROKER_PREFIX)
-    }
+    settings = {name: text for name, text in examples().items() if not of_broker(name)}
     assert load(environ=settings) == MeshConfig()
 
 
 def test_env_example_says_what_each_setting_is():
     """A comment stands above every variable; those with a number say their unit."""
     text = (TOP / ".env.example").read_text()
-    numbers = re.findall(r"((?:^# .*\n)+)#(MESH_(?!BROKER)\w+)=\d+(?:\.\d+)?$", text, re.MULTILINE)
+    numbers = re.findall(
+        r"((?:^# .*\n)+)#(MESH_(?!BROKER_[A-Z])\w+)=\d+(?:\.\d+)?$", text, re.MULTILINE
+    )
     assert len(numbers) == sum(
         bool(re.fullmatch(r"\d+(\.\d+)?", value)) for name, value in examples().items()
     )
@@ -213,3 +218,132 @@ def test_the_reference_has_a_row_for_every_setting():
 def test_what_clients_of_the_gateway_export_stops_no_agent():
     names = ("MESH_TOKEN", "MESH_REFRESH_TOKEN", "MESH_JOIN_TOKEN", "MESH_HTTP_URL")
     assert load(environ=dict.fromkeys(names, "x")) == MeshConfig()
+
+
+# -- secrets ---------------------------------------------------------------------------------------
+
+SECRET = "-".join(["s3cret"] * 6)  # written like that nowhere a traceback could quote it
+
+
+def test_every_secret_is_a_setting():
+    assert {key.rpartition(".")[2] for key in setting_types()} >= SECRETS
+
+
+def test_the_broker_s_own_settings_are_not_taken_for_variables_of_its_configuration():
+    files = {"MESH_BROKER__TLS_CERT": "c.pem", "MESH_BROKER__TLS_KEY": "k.pem"}
+    config = load(environ=files | {"MESH_BROKER_TLS": "x"})
+    assert (config.broker.tls_cert, config.broker.tls_key) == ("c.pem", "k.pem")
+    with pytest.raises(ConfigError, match="MESH_BROKER__TLS: unknown key"):
+        load(environ={"MESH_BROKER__TLS": "x"})
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"MESH_JWT_SECRET": SECRET},
+        {"MESH_JWT_SECRET": SECRET, "MESH_SECURITY__JWT_SECRET": SECRET},
+        {"MESH_JWT_SECRET": SECRET, "MESH_SECURITY__JWT_SECRET": ""},
+        {"MESH_JWT_SECRET": "", "MESH_SECURITY__JWT_SECRET": SECRET},
+    ],
+    ids=["alias alone", "both alike", "long one empty", "alias empty"],
+)
+def test_the_jwt_secret_has_a_short_name_too(environ):
+    assert load(environ=environ).security.jwt_secret == SECRET
+
+
+def test_two_jwt_secrets_are_refused_by_their_names():
+    with pytest.raises(ConfigError, match="MESH_JWT_SECRET and MESH_SECURITY__JWT") as refused:
+        load(environ={"MESH_JWT_SECRET": SECRET, "MESH_SECURITY__JWT_SECRET": SECRET[::-1]})
+    assert_silent(refused.value, SECRET, SECRET[::-1])
+
+
+def test_the_short_name_goes_over_the_file(toml):
+    file = toml(f"[security]\njwt_secret = '{SECRET}'\n")
+    file.chmod(0o600)
+    loaded = load_with_sources(toml=file, environ={"MESH_JWT_SECRET": SECRET * 2}, flags={})
+    assert loaded.config.security.jwt_secret == SECRET * 2
+    assert loaded.sources["security.jwt_secret"] == "MESH_JWT_SECRET"
+
+
+def assert_silent(error: BaseException, *secrets: str) -> None:
+    """No secret in what `--debug` prints either."""
+    told = "".join(traceback.format_exception(error))
+    assert not [secret for secret in secrets if secret in told], told
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("security.jwt_secret", "geheim9"),
+        ("security.jwt_secret", SECRET * 40),
+        *(
+            (f"node.{name}", value)
+            for name in ("api_key", "join_token")
+            for value in ("geheim9", SECRET * 40, f"nmr_{SECRET}", f"nmk_{SECRET}\n")
+        ),
+    ],
+    ids=lambda value: f"{len(value)} characters" if "." not in value else value,
+)
+def test_a_secret_that_is_refused_is_not_shown(toml, key, value):
+    section, name = key.split(".")
+    file = toml(f"[{section}]\n{name} = {json.dumps(value)}\n")
+    file.chmod(0o600)
+    for given in (
+        {"toml": file},
+        {"environ": {variable(key): value}},
+        {"flags": {key: value}},
+    ):
+        with pytest.raises(ConfigError, match=f"(?i){name}") as refused:
+            load(**{"environ": {}, **given})
+        assert_silent(refused.value, value, SECRET)
+
+
+def test_a_refused_secret_says_what_is_wrong_with_it():
+    for key in ("node.api_key", "node.join_token"):
+        with pytest.raises(ConfigError, match=re.escape(f"{variable(key)}: is too long, or not ")):
+            load(environ={variable(key): "geheim9"})
+
+
+def test_a_secret_of_the_wrong_type_names_the_types(toml):
+    file = toml("[security]\njwt_secret = 123456789\n")
+    with pytest.raises(ConfigError, match=r"jwt_secret: expected str, got int") as refused:
+        load(toml=file)
+    assert_silent(refused.value, "123456789")
+
+
+def test_a_short_jwt_secret_is_refused_and_not_shown():
+    short = SECRET[:13]
+    with pytest.raises(ConfigError, match=r"MESH_JWT_SECRET: .*at least 32 characters") as refused:
+        load(environ={"MESH_JWT_SECRET": short})
+    assert_silent(refused.value, short)
+
+
+def test_a_configuration_shows_no_secret_when_it_is_printed():
+    config = load(environ={"MESH_JWT_SECRET": SECRET, "MESH_MASTER__DATABASE": f"x://{SECRET}@y"})
+    assert SECRET not in repr(config)
+    assert "jwt_secret=…" in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "warned"),
+    [
+        (0o644, f"[security]\njwt_secret = '{SECRET}'\n", True),
+        (0o640, f"[security]\njwt_secret = '{SECRET}'\n", True),
+        (0o600, f"[security]\njwt_secret = '{SECRET}'\n", False),
+        (0o644, "[security]\njwt_secret = ''\n", False),
+        (0o644, "[node]\nweight = 2\n", False),
+    ],
+    ids=["all read it", "the group reads it", "its owner alone", "an empty one", "no secret"],
+)
+def test_a_file_with_a_secret_that_others_can_read_is_warned_about(
+    toml, caplog, mode, text, warned
+):
+    file = toml(text)
+    file.chmod(mode)
+    load(toml=file)
+    told = [record.getMessage() for record in caplog.records]
+    assert bool(told) is warned
+    if warned:
+        assert "security.jwt_secret" in told[0]
+        assert str(file) in told[0]
+        assert SECRET not in told[0]

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 
 from mesh.adapters.nats.bus import _checked
+from mesh.core import permissions
 from mesh.errors import InvalidError
 from mesh.wire import subjects
 
@@ -49,10 +50,18 @@ def test_names_of_our_own_processes_are_taken():
     assert {"master", "gateway", "bridge"} <= subjects.RESERVED
 
 
-@pytest.mark.parametrize("name", sorted(subjects.RESERVED))
+@pytest.mark.parametrize("name", [*sorted(subjects.RESERVED), f"join-{'0a' * 16}"])
 def test_reserved_names_are_for_nobody(name):
-    with pytest.raises(InvalidError, match="reserved"):
-        subjects.free_name(name)
+    for written in (name, name.upper(), name.title()):
+        with pytest.raises(InvalidError, match="reserved"):
+            subjects.free_name(written)
+    assert subjects.free_name(f"{name}-x") == f"{name}-x"
+
+
+def test_no_name_that_may_be_taken_is_one_to_join_under():
+    assert permissions.is_joiner(f"join-{'0a' * 16}")
+    assert subjects.free_name("join-us") == "join-us"
+    assert not permissions.is_joiner("join-us")
 
 
 @pytest.mark.parametrize(

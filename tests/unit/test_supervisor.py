@@ -142,6 +142,17 @@ async def test_a_start_that_fails_again_and_again_ends_with_the_log(world, tmp_p
     assert world.alive() == []
 
 
+async def test_what_is_not_vital_keeps_nobody_from_starting(world):
+    world.lives = [(0, 4)] * MAX_DEATHS
+    async with world.supervisor() as supervisor:
+        supervisor.keep(Program(name="node-a", argv=[], log=Path("/a.log"), vital=False))
+        await world.settle()
+        assert not supervisor.failed.done()
+        assert supervisor.given_up == {"node-a"}
+        assert world.notices[-1] == "node-a: exit code 4, /a.log says why; starts again in 4 s"
+        assert world.alive() == ["node-a"], "it is tried again all the same"
+
+
 async def test_once_settled_nothing_gives_up(world):
     async with world.supervisor() as supervisor:
         supervisor.settled = True

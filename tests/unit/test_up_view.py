@@ -18,6 +18,7 @@ def said(capsys, **changed) -> list[str]:
         "nats_url": "nats://127.0.0.1:4222",
         "http_url": "http://127.0.0.1:8080",
         "prefix": "/api/ai-engine",
+        "certificate": "",
         "token": TOKEN,
         "nodes": ["stdlib", "packages"],
         "collection": "python",

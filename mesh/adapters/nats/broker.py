@@ -1,8 +1,8 @@
 """The embedded broker: how to find nats-server, how to run it and when it is ready.
 
 Whoever supervises processes starts it (`prepare`, then `command` with `environment`) and asks
-`probe` with its pid; this file knows everything else. Every value goes by environment, so that no
-secret shows in a process list.
+`probe` with its pid; this file knows everything else. It is given no secret: public keys go by
+environment, files by name.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
+from mesh.adapters.nats.keys import BrokerKeys
+from mesh.config import BrokerConfig
 from mesh.errors import StateError
 
 MIN_VERSION = (2, 12)
@@ -88,14 +90,12 @@ def find_conf() -> Path:
 class EmbeddedBroker:
     """One nats-server with JetStream in `store`, on loopback unless told otherwise."""
 
-    USERS = ("master", "node", "gateway", "operator", "sys")
-    """Who may log in; `sys` sees the server's own account and nothing of the mesh."""
-
     def __init__(
         self,
         *,
         store: Path,
-        passwords: Mapping[str, str],
+        keys: BrokerKeys,
+        tls: BrokerConfig | None = None,
         host: str = _HOST,
         port: int = 0,
         port_option: str = "--nats-port",
@@ -104,7 +104,8 @@ class EmbeddedBroker:
     ) -> None:
         """Args:
         store: Folder for JetStream's files; made when needed.
-        passwords: By user, for each of `USERS`.
+        keys: Who may log in, and who decides about the others.
+        tls: Certificates; None: it speaks in clear.
         host: Where it listens; `url` and `probe` are for loopback.
         port: 0 takes a free one; it is kept for every later start of this object.
         port_option: The flag with which people choose another port.
@@ -112,15 +113,15 @@ class EmbeddedBroker:
         sync_interval: How often JetStream is forced to disk; `always` survives a power cut.
 
         Raises:
-            StateError: A user without a password, or no nats-server.
+            StateError: A key that is missing or none, or no nats-server.
         """
-        if without := [user for user in self.USERS if not passwords.get(user)]:
-            raise StateError(f"the broker is never open: no password for {', '.join(without)}")
+        keys.check()
         self.store = store
         self.port = port
         self._host = host
         self._port_option = port_option
-        self._passwords = dict(passwords)
+        self._keys = keys
+        self._tls = tls or BrokerConfig()
         self._name = name
         self._sync_interval = sync_interval
         self._binary = find_nats_server()
@@ -128,26 +129,32 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """`nats://127.0.0.1:4222`; valid once it has been ready."""
-        return f"nats://{_HOST}:{self.port}"
+        """`nats://127.0.0.1:4222`, `tls://…` where it speaks TLS; valid once it has been ready."""
+        return f"{'tls' if self._tls.tls_cert else 'nats'}://{_HOST}:{self.port}"
 
     def command(self) -> list[str]:
         """What to run."""
-        return [
-            str(self._binary),
-            "--config",
-            str(self._conf),
-            "--ports_file_dir",
-            str(self.store.absolute()),
-        ]
+        return [*self._program(), "--ports_file_dir", str(self.store.absolute())]
+
+    def _program(self) -> list[str]:
+        return [str(self._binary), "--config", str(self._conf), *self._tls_flags()]
+
+    def _tls_flags(self) -> list[str]:
+        tls = self._tls
+        if not tls.tls_cert:
+            return []
+        flags = ["--tls", f"--tlscert={tls.tls_cert}", f"--tlskey={tls.tls_key}"]
+        if tls.tls_client_ca:
+            flags += ["--tlsverify", f"--tlscacert={tls.tls_client_ca}"]
+        return flags
 
     def environment(self) -> dict[str, str]:
         """Variables to run it with, on top of the usual ones."""
-        passwords = {
-            f"MESH_BROKER_{user.upper()}_PASSWORD": _quoted(password)
-            for user, password in self._passwords.items()
+        keys = {
+            f"MESH_BROKER_{name.upper()}": _quoted(getattr(self._keys, name))
+            for name in self._keys.__struct_fields__
         }
-        return passwords | {
+        return keys | {
             "MESH_BROKER_LISTEN": _quoted(f"{_in_url(self._host)}:{self.port or -1}"),
             "MESH_BROKER_NAME": _quoted(self._name),
             "MESH_BROKER_STORE": _quoted(str(self.store.absolute())),
@@ -167,12 +174,13 @@ class EmbeddedBroker:
         except OSError as error:
             raise StateError(f"cannot use {self.store} for the broker: {error.strerror}") from error
         self._check_conf()
+        self._check_tls()
         if self.port:
             _check_port(self._host, self.port, self._port_option)
 
     def _check_conf(self) -> None:
         tested = subprocess.run(  # noqa: S603 (our own binary and file)
-            [self._binary, "-t", "-c", self._conf],
+            [*self._program(), "-t"],
             env=os.environ | self.environment(),
             capture_output=True,
             text=True,
@@ -181,6 +189,20 @@ class EmbeddedBroker:
         )
         if tested.returncode:
             raise StateError(f"nats-server refuses its configuration: {tested.stderr.strip()}")
+
+    def _check_tls(self) -> None:
+        """`nats-server -t` does not look at what flags name."""
+        tls = self._tls
+        if not tls.tls_cert:
+            return
+        file = tls.tls_client_ca
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=file or None)
+            file = f"{tls.tls_cert} or {tls.tls_key}"
+            context.load_cert_chain(tls.tls_cert, tls.tls_key, password="")
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            why = getattr(error, "strerror", None) or str(error)
+            raise StateError(f"broker.tls_*: {file} cannot be used: {why}") from error
 
     def probe(self, pid: int) -> bool:
         """Whether process `pid` takes logins now. Blocks up to half a second."""

@@ -6,25 +6,29 @@ import asyncio
 import functools
 import random
 import secrets
+import ssl
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import nats.errors
 import structlog
 
+import mesh.adapters.nats.login as logins
 from mesh.adapters.nats.client import FastHandler, HardenedClient
+from mesh.adapters.nats.denials import Denials
 from mesh.adapters.nats.multiplexer import Multiplexer, Reply
 from mesh.config import NatsConfig
 from mesh.errors import (
     DeadlineExceededError,
     DisconnectedError,
+    ForbiddenError,
     InvalidError,
     MeshError,
+    NoMasterError,
     OverloadedError,
     TooLargeError,
-    UnauthorizedError,
 )
-from mesh.ports import Handler, Message
+from mesh.ports import Handler, Login, Message
 from mesh.wire.subjects import PREFIX, token
 
 log = structlog.get_logger()
@@ -32,9 +36,18 @@ log = structlog.get_logger()
 _GONE = (OSError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
+_LAST_RETRY_WHERE_REFUSED_S = 3.0
+_LOG_EVERY = 20
+"""Tries."""
 _FORGET_S = 1.0
 _PAUSE_S = 0.2
 """nats-py's own pause before it tries a server again while connecting for the first time."""
+
+
+class _Failure(NamedTuple):
+    error: Exception
+    took_s: float
+    """Since the connection was begun."""
 
 
 class NatsSubscription:
@@ -51,16 +64,25 @@ class NatsSubscription:
 class NatsBus:
     """One connection to the broker, speaking as `identity`."""
 
-    def __init__(self, identity: str, config: NatsConfig) -> None:
+    def __init__(self, identity: str, config: NatsConfig, login: Login | None = None) -> None:
+        """Use `connect`."""
         self._identity = token(identity, "identity")
+        logins.check(identity, login)
         self._config = config
+        self._login = login
         self._connection_id = secrets.token_urlsafe(12)  # 96 bits: no two connections share replies
         self._replies = Multiplexer(self._identity, self._connection_id)
+        self._denials = Denials(self._identity, self._replies)
         self._listeners: list[Callable[[bool], None]] = []
         self._found = asyncio.Event()
-        self._refused: asyncio.Future[Exception] | None = None
+        self._failed: asyncio.Future[_Failure] | None = None
+        self._servers_away = 0
+        self._logins_failed = 0
+        self._turned_away = False
         self._rng = random.Random()  # noqa: S311 (spreads reconnects, guards nothing)
-        self._client = HardenedClient(on_lost=self._lost, on_found=self._came_back)
+        self._client = HardenedClient(
+            on_lost=self._lost, on_found=self._came_back, needs_tls=logins.needs_tls(config)
+        )
 
     # -- life ----------------------------------------------------------------------------
 
@@ -70,49 +92,52 @@ class NatsBus:
         identity: str,
         config: NatsConfig,
         *,
-        user: str | None = None,
-        password: str | None = None,
+        login: Login | None = None,
         patience_s: float = 0.0,
     ) -> NatsBus:
         """Log in.
 
         Args:
-            identity: The token this connection speaks as.
-            config: Where the broker is, and the limits.
-            user: Login; None: none is sent.
-            password: Its secret.
-            patience_s: How long to go on trying while no server answers.
+            identity: The token this connection speaks as: the login's user; with the masters' key,
+                anybody.
+            config: Where the broker is, TLS, and the limits.
+            login: None: no credentials are sent.
+            patience_s: How long to go on trying while no broker, or no master, answers.
 
         Raises:
-            DisconnectedError: No server answers.
-            UnauthorizedError: The broker refuses the login.
+            DisconnectedError: No server answers; NoMasterError: no master, who could judge the
+                login.
+            UnauthorizedError: The login is refused, or the credentials are somebody else's;
+                UntrustedError: TLS does not come about.
+            StateError: A certificate that cannot be read.
         """
         attempt = 0
         clock = asyncio.get_running_loop()
         give_up = clock.time() + patience_s
         while True:
-            bus = cls(identity, config)
+            bus = cls(identity, config, login)
             try:
-                await bus._open(user, password)
+                await bus._open()
             except DisconnectedError as error:
                 if clock.time() >= give_up:
                     raise
-                if attempt % 20 == 0:
-                    log.warning("mesh.bus.broker_awaited", servers=config.servers, error=str(error))
-                await asyncio.sleep(bus._delay(attempt))
+                if attempt % _LOG_EVERY == 0:
+                    master_away = isinstance(error, NoMasterError)
+                    event = "mesh.bus.login_awaited" if master_away else "mesh.bus.broker_awaited"
+                    log.warning(event, identity=identity, error=str(error))
+                await asyncio.sleep(bus._delay(attempt, _LAST_RETRY_S))
                 attempt += 1
             else:
                 return bus
 
-    async def _open(self, user: str | None, password: str | None) -> None:
+    async def _open(self) -> None:
         loop = asyncio.get_running_loop()
-        self._refused = loop.create_future()
+        self._failed = loop.create_future()
+        shown = logins.options(self._config, self._login)
         opening = loop.create_task(
             self._client.connect(
                 list(self._config.servers),
                 name=self._identity,
-                user=user,
-                password=password,
                 error_cb=self._on_error,
                 reconnected_cb=self._client.found,
                 connect_timeout=self._config.connect_timeout_s,  # type: ignore[arg-type]
@@ -123,13 +148,14 @@ class NatsBus:
                 max_reconnect_attempts=-1,
                 pending_size=-1,  # fail fast: nothing is kept for after an outage
                 inbox_prefix=f"{PREFIX}.re.js.{self._identity}.{self._connection_id}_lib",
+                **shown,
             )
         )
         try:
-            await self._opened(opening, self._refused)
-            self._refused = None
+            await self._opened(opening, self._failed)
+            self._failed = None
             await self._subscribe(self._replies.subject, "", self._replies.on_message)
-            await self.flush()
+            await self.flush()  # raises if the broker went away meanwhile
         except MeshError:
             await self._client.hang_up()
             raise
@@ -139,50 +165,66 @@ class NatsBus:
             raise
         self._found.set()
 
-    async def _opened(
-        self, opening: asyncio.Task[None], refused: asyncio.Future[Exception]
-    ) -> None:
+    async def _opened(self, opening: asyncio.Task[None], failed: asyncio.Future[_Failure]) -> None:
         """nats-py would try for ever; the first refusal is an answer."""
         await asyncio.wait(
-            (opening, refused),
+            (opening, failed),
             timeout=self._config.connect_timeout_s,
             return_when=asyncio.FIRST_COMPLETED,
         )
         if not opening.done():
             await _end(opening)
-            raise self._connect_error(refused.result() if refused.done() else None)
-        opening.result()
+            raise self._explained(failed.result() if failed.done() else _Failure(OSError(), 0.0))
+        try:
+            opening.result()
+        except nats.errors.Error as error:  # an address that is none
+            raise self._explained(_Failure(error, 0.0)) from error
 
-    def _connect_error(self, error: Exception | None) -> MeshError:
-        servers = ", ".join(_without_login(server) for server in self._config.servers)
-        if error is not None and "authorization" in str(error).lower():
-            return UnauthorizedError(
-                f"the broker at {servers} refused the login; check the credentials file"
-            )
-        why = f" ({error})" if error is not None and str(error) else ""
-        return DisconnectedError(
-            f"no broker answers at {servers}{why}; start a mesh with `mesh-agent up`, "
-            "or say where it is with --url or MESH_URL"
+    def _explained(self, failure: _Failure) -> MeshError:
+        return logins.explain(
+            failure.error, took_s=failure.took_s, servers=self._config.servers, login=self._login
         )
 
     async def _on_error(self, error: Exception) -> None:
         """nats-py's error_cb; must never raise, or the read loop is gone."""
-        refused = self._refused
-        if refused is not None:
-            if not refused.done():
-                refused.set_result(error)
-            return
-        # That the broker is gone is told once, by `_lost`; each try to find it is a detail.
-        level = log.debug if isinstance(error, _GONE) else log.warning
-        level("mesh.bus.error_reported", error=str(error) or type(error).__name__)
+        failure = _Failure(error, self._client.login_took_s())
+        if self._failed is not None:
+            self._opening_failed(self._failed, failure)
+        elif self._client.is_connected and self._denials.heard(str(error)):
+            pass
+        elif logins.refused(error):
+            self._login_failed(failure)
+        else:
+            # That the broker is gone is told once, by `_lost`; each try to find it is a detail.
+            level = log.debug if isinstance(error, _GONE) else log.warning
+            level("mesh.bus.error_reported", error=str(error) or type(error).__name__)
+
+    def _opening_failed(self, failed: asyncio.Future[_Failure], failure: _Failure) -> None:
+        if isinstance(failure.error, OSError) and not isinstance(failure.error, ssl.SSLError):
+            self._servers_away += 1  # of a cluster, another one may be there
+            if self._servers_away < len(self._config.servers):
+                return
+        if not failed.done():
+            failed.set_result(failure)
+
+    def _login_failed(self, failure: _Failure) -> None:
+        """We were in, and are not let in again; it may be a master that is missing, or that does
+        not know us yet, so we go on trying.
+        """
+        told = self._explained(failure)
+        self._turned_away = not isinstance(told, DisconnectedError)
+        if self._logins_failed % _LOG_EVERY == 0:
+            log.warning("mesh.bus.login_awaited", identity=self._identity, error=str(told))
+        self._logins_failed += 1
 
     def _next_server(self, pool: Sequence[Any], _info: Mapping[str, Any]) -> tuple[Any, float]:
         server = min(pool, key=lambda candidate: candidate.reconnects)
-        return server, self._delay(server.reconnects)
+        longest_s = _LAST_RETRY_WHERE_REFUSED_S if self._turned_away else _LAST_RETRY_S
+        return server, self._delay(server.reconnects, longest_s)
 
-    def _delay(self, attempt: int) -> float:
+    def _delay(self, attempt: int, longest_s: float) -> float:
         """Full jitter over a doubling range, so that a restarted broker is not stormed."""
-        most = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(attempt, 10))
+        most = min(longest_s, _FIRST_RETRY_S * 2 ** min(attempt, 10))
         return self._rng.uniform(_FIRST_RETRY_S / 2, most)
 
     async def close(self) -> None:
@@ -221,6 +263,8 @@ class NatsBus:
         self._tell(connected=False)
 
     def _came_back(self) -> None:
+        self._logins_failed = 0
+        self._turned_away = False
         self._found.set()
         log.info("mesh.bus.broker_found", identity=self._identity)
         self._tell(connected=True)
@@ -287,9 +331,22 @@ class NatsBus:
             self._replies.forget(address)
 
     async def gather(
-        self, subject: str, payload: bytes, *, responder: str, window_s: float
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        responder: str,
+        window_s: float,
+        heard: Callable[[bytes], object] = lambda _reply: None,
     ) -> list[bytes]:
-        address, over, replies = self._replies.collect(responder, window_s)
+        """Also calls `heard` with each reply as it comes."""
+        replies: list[bytes] = []
+
+        def keep(reply: bytes) -> None:
+            replies.append(reply)
+            heard(reply)
+
+        address, over = self._replies.collect(responder, window_s, subject, keep)
         try:
             self._send(subject, address, payload, b"")
             await over
@@ -317,10 +374,17 @@ class NatsBus:
         def heard(subject: bytes, reply: bytes, data: bytes, _headers: bytes | None) -> None:
             handler(Message(subject.decode(), reply.decode(), data))
 
-        sid = await self._subscribe(subject, queue, heard)
-        if self._client.is_connected:
-            await self.flush()
-        return NatsSubscription(self, sid)
+        return await self.subscribe_raw(subject, heard, queue=queue)
+
+    async def subscribe_raw(
+        self, subject: str, handler: FastHandler, *, queue: str = ""
+    ) -> NatsSubscription:
+        """As `subscribe`, with the headers as well, and everything as bytes.
+
+        Raises:
+            As `subscribe`.
+        """
+        return NatsSubscription(self, await self._subscribe(subject, queue, handler))
 
     async def forget(self, sid: int) -> None:
         """End a subscription; the broker knows, if it is there and answers in time."""
@@ -331,10 +395,18 @@ class NatsBus:
             log.debug("mesh.bus.flush_failed", error=str(error))
 
     async def _subscribe(self, subject: str, queue: str, handler: FastHandler) -> int:
-        try:
-            return await self._client.subscribe_fast(subject, queue, handler)
-        except nats.errors.Error as error:
-            raise DisconnectedError(f"cannot subscribe: {error}") from error
+        """Returns when the broker knows, or at once while it is away."""
+        with self._denials.trial(subject) as trial:
+            try:
+                sid = await self._client.subscribe_fast(subject, queue, handler)
+            except nats.errors.Error as error:
+                raise DisconnectedError(f"cannot subscribe: {error}") from error
+            if self._client.is_connected:
+                await self.flush()
+        if trial.denied:
+            self._client.drop(sid)
+            raise ForbiddenError(f"the broker does not let this login subscribe to {subject}")
+        return sid
 
     async def flush(self, *, timeout_s: float = 5.0) -> None:
         if not self._client.is_connected:  # nats-py would return as if all had been sent
@@ -370,8 +442,3 @@ def _header_block(headers: Mapping[str, str]) -> bytes:
         return b""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"NATS/1.0\r\n{lines}\r\n".encode()
-
-
-def _without_login(server: str) -> str:
-    scheme, found, rest = server.rpartition("://")
-    return f"{scheme}{found}{rest.rpartition('@')[2]}"

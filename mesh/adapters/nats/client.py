@@ -2,7 +2,9 @@
 
 What plain nats-py 2.16 does, each reproduced by a test: a late PONG or a raising callback ends the
 read loop while `is_connected` stays true; an `-ERR` (expired login, payload too large) closes for
-good; what was written in an outage is sent, and executed, after it; callbacks run one at a time.
+good; what was written in an outage is sent, and executed, after it; callbacks run one at a time; a
+server that says it has no TLS gets the login in clear, also where the address says `tls://`; each
+login that is refused leaves a socket open; one that is cut before its answer counts as connected.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import nats.errors
 import structlog
@@ -23,11 +26,22 @@ FastHandler = Callable[[bytes, bytes, bytes, bytes | None], None]
 _PERMISSIONS = "permissions violation"
 
 
+class NoTlsError(nats.errors.Error):
+    """Something answered in clear where TLS was asked for."""
+
+    def __str__(self) -> str:
+        return "the server does not speak TLS"
+
+
 class HardenedClient(Client):
     """One connection that is either working, or reconnecting, or closed by its owner."""
 
-    def __init__(self, *, on_lost: Callable[[], None], on_found: Callable[[], None]) -> None:
+    def __init__(
+        self, *, on_lost: Callable[[], None], on_found: Callable[[], None], needs_tls: bool = False
+    ) -> None:
         super().__init__()
+        self.needs_tls = needs_tls
+        self._tried_at = 0.0
         self._on_lost = on_lost
         self._on_found = on_found
         self._fast: dict[int, FastHandler] = {}
@@ -47,10 +61,14 @@ class HardenedClient(Client):
 
     async def unsubscribe_fast(self, sid: int) -> None:
         """Forget a subscription; the broker is told in order with everything else."""
-        self._fast.pop(sid, None)
-        self._subs.pop(sid, None)
+        self.drop(sid)
         if self.is_connected:
             self.write(b"UNSUB %d\r\n" % sid)
+
+    def drop(self, sid: int) -> None:
+        """Forget a subscription that the broker does not have."""
+        self._fast.pop(sid, None)
+        self._subs.pop(sid, None)
 
     async def unsubscribe_all(self) -> None:
         """Forget every subscription."""
@@ -122,6 +140,37 @@ class HardenedClient(Client):
     def _unsent(self) -> int:
         writer = getattr(self._transport, "_io_writer", None)
         return writer.transport.get_write_buffer_size() if writer is not None else 0
+
+    # -- logging in ----------------------------------------------------------------------------
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """Before anything of ours is sent; nats-py would go on without TLS."""
+        if initial_connection and self.needs_tls and not info.get("tls_required"):
+            raise NoTlsError
+        await super()._process_info(info, initial_connection)
+
+    async def _connect_to_server(self, s: Any) -> None:
+        """nats-py forgets the socket of a login that was refused, and opens the next one."""
+        if self._transport:
+            self._transport.close()  # type: ignore[no-untyped-call]
+        self._tried_at = asyncio.get_running_loop().time()
+        await super()._connect_to_server(s)
+
+    async def _process_connect_init(self) -> None:
+        """A login that is cut before it is answered is a lost connection; nats-py would call it a
+        connection and never look again.
+        """
+        await super()._process_connect_init()
+        if self._status != Client.CONNECTED:
+            begun = (self._reading_task, self._ping_interval_task, self._flusher_task)
+            for task in begun:
+                if task is not None:
+                    task.cancel()
+            raise nats.errors.UnexpectedEOF
+
+    def login_took_s(self) -> float:
+        """Since the last connection was begun: the broker's patience starts there as well."""
+        return asyncio.get_running_loop().time() - self._tried_at
 
     # -- losing and finding the broker -----------------------------------------------------------
 

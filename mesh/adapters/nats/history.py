@@ -8,56 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import structlog
 
 from mesh.adapters.nats.bus import NatsBus
-from mesh.adapters.nats.multiplexer import Reply
-from mesh.errors import InternalError, MeshError, UnavailableError
+from mesh.adapters.nats.streams import DAY_NS, AppendOnlyStream
+from mesh.errors import MeshError
 from mesh.wire import codec, subjects
 from mesh.wire.messages import HistoryRecord
 
 log = structlog.get_logger()
 
-_STREAM = subjects.HISTORY_STREAM
-_NOT_FOUND = 10059  # JetStream error code: stream not found
 _PARALLEL_READS = 64
-_YEAR_NS = 366 * 24 * 3600 * 10**9
-
-_SETTINGS: dict[str, Any] = {
-    "name": _STREAM,
-    "subjects": [subjects.HISTORY_SUBJECTS],
-    "storage": "file",
-    "retention": "limits",
-    "discard": "old",
-    "max_age": _YEAR_NS,
-    "max_bytes": 4 * 1024**3,
-    "duplicate_window": 10 * 60 * 10**9,
-    "num_replicas": 1,
-    "allow_direct": True,
-    "deny_delete": True,
-    "deny_purge": True,
-}
-
-
-class _ApiError(msgspec.Struct, frozen=True):
-    code: int = 500
-    err_code: int = 0
-    description: str = ""
-
-
-class _State(msgspec.Struct, frozen=True):
-    last_seq: int = 0
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    """What of PubAcks, STREAM.INFO and STREAM.CREATE matters here."""
-
-    error: _ApiError | None = None
-    seq: int = 0
-    state: _State = _State()
+_MAX_AGE_NS = 366 * DAY_NS
+_MAX_BYTES = 4 * 1024**3
 
 
 class _Stored(NamedTuple):
@@ -69,40 +34,29 @@ class JetStreamHistory:
     """The stream `MESH_HISTORY`; anyone may append, masters make and read it."""
 
     def __init__(self, bus: NatsBus) -> None:
-        self._bus = bus
+        self._stream = AppendOnlyStream(
+            bus,
+            subjects.HISTORY_STREAM,
+            subjects.HISTORY_SUBJECTS,
+            about="the action history",
+            max_age_ns=_MAX_AGE_NS,
+            max_bytes=_MAX_BYTES,
+        )
 
     async def prepare(self) -> None:
-        answer = await self._api(f"STREAM.INFO.{_STREAM}", b"", timeout_s=5.0)
-        if answer.error is None:
-            return
-        if answer.error.err_code != _NOT_FOUND:
-            raise _refused(answer.error)
-        made = await self._api(
-            f"STREAM.CREATE.{_STREAM}", msgspec.json.encode(_SETTINGS), timeout_s=10.0
-        )
-        if made.error is not None:
-            raise _refused(made.error)
-        log.info("mesh.history.stream_made", stream=_STREAM)
+        await self._stream.prepare()
 
     async def append(self, record: HistoryRecord, *, timeout_s: float) -> int:
-        subject = subjects.history(record.node, record.action, record.state)
         message_id = f"{record.node}/{record.id}/{record.attempt}/{record.state}"
-        reply = await self._bus.request_broker(
-            subject,
+        return await self._stream.append(
+            subjects.history(record.node, record.action, record.state),
             codec.encode(record),
+            message_id=hashlib.sha256(message_id.encode()).hexdigest(),
             timeout_s=timeout_s,
-            headers={"Nats-Msg-Id": hashlib.sha256(message_id.encode()).hexdigest()},
         )
-        answer = _read_answer(reply)
-        if answer.error is not None:
-            raise _refused(answer.error)
-        return answer.seq
 
     async def last_sequence(self, *, timeout_s: float = 2.0) -> int:
-        answer = await self._api(f"STREAM.INFO.{_STREAM}", b"", timeout_s=timeout_s)
-        if answer.error is not None:
-            raise _refused(answer.error)
-        return answer.state.last_seq
+        return await self._stream.last_sequence(timeout_s=timeout_s)
 
     async def read(
         self, after: int, limit: int, *, timeout_s: float = 5.0
@@ -118,32 +72,11 @@ class JetStreamHistory:
         return found, max(last, after)
 
     async def _get(self, sequence: int, timeout_s: float) -> _Stored:
-        reply = await self._bus.request_broker(
-            f"$JS.API.DIRECT.GET.{_STREAM}", b'{"seq":%d}' % sequence, timeout_s=timeout_s
-        )
-        headers = reply.headers or b""
-        if headers.startswith(b"NATS/1.0 404"):
-            return _Stored(sequence, None)  # expired or lost
-        if headers.startswith((b"NATS/1.0 4", b"NATS/1.0 5")):
-            raise UnavailableError(f"the history cannot be read: {headers[9:60]!r}")
+        data = await self._stream.get(sequence, timeout_s=timeout_s)
+        if data is None:
+            return _Stored(sequence, None)
         try:
-            return _Stored(sequence, codec.decode(reply.data, HistoryRecord))
+            return _Stored(sequence, codec.decode(data, HistoryRecord))
         except MeshError as error:
             log.warning("mesh.history.record_unreadable", sequence=sequence, error=str(error))
             return _Stored(sequence, None)
-
-    async def _api(self, verb: str, payload: bytes, *, timeout_s: float) -> _Answer:
-        return _read_answer(
-            await self._bus.request_broker(f"$JS.API.{verb}", payload, timeout_s=timeout_s)
-        )
-
-
-def _read_answer(reply: Reply) -> _Answer:
-    try:
-        return msgspec.json.decode(reply.data, type=_Answer)
-    except msgspec.DecodeError as error:
-        raise InternalError(f"JetStream answered with something unreadable: {error}") from error
-
-
-def _refused(error: _ApiError) -> UnavailableError:
-    return UnavailableError(f"the action history refuses: {error.description} ({error.err_code})")

@@ -7,9 +7,10 @@ for a token, one dict entry, one timer (figures in BENCHMARKS.md).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mesh.errors import DeadlineExceededError, MeshError, NoRespondersError
+from mesh.errors import DeadlineExceededError, ForbiddenError, MeshError, NoRespondersError
 from mesh.wire.subjects import PREFIX
 
 _NOBODY = b"NATS/1.0 503"
@@ -25,8 +26,10 @@ class Reply(NamedTuple):
 class _Waiter(NamedTuple):
     future: asyncio.Future[Any]
     timer: asyncio.TimerHandle
-    replies: list[bytes] | None
-    """Where many replies are collected; None: the first one ends the wait."""
+    about: str
+    """Subject of the request."""
+    heard: Callable[[bytes], object] | None
+    """Called with each of many replies; None: the first one ends the wait."""
 
 
 class Multiplexer:
@@ -56,19 +59,20 @@ class Multiplexer:
         address = self._next(responder)
         future: asyncio.Future[Reply] = self._loop.create_future()
         timer = self._loop.call_later(timeout_s, _expire, future, about, timeout_s)
-        self._waiting[address] = _Waiter(future, timer, None)
+        self._waiting[address] = _Waiter(future, timer, about, None)
         return address, future
 
     def collect(
-        self, responder: str, window_s: float
-    ) -> tuple[bytes, asyncio.Future[None], list[bytes]]:
-        """Take every reply of the next `window_s` seconds; the future says when that is over."""
+        self, responder: str, window_s: float, about: str, heard: Callable[[bytes], object]
+    ) -> tuple[bytes, asyncio.Future[None]]:
+        """Have `heard` called with every reply of the next `window_s` seconds; the future says when
+        that is over.
+        """
         address = self._next(responder)
         over: asyncio.Future[None] = self._loop.create_future()
-        replies: list[bytes] = []
         timer = self._loop.call_later(window_s, _finish, over)
-        self._waiting[address] = _Waiter(over, timer, replies)
-        return address, over, replies
+        self._waiting[address] = _Waiter(over, timer, about, heard)
+        return address, over
 
     def forget(self, address: bytes) -> None:
         """Nobody waits at `address` any more."""
@@ -81,10 +85,17 @@ class Multiplexer:
         for waiter in self._waiting.values():
             if waiter.future.done():
                 continue
-            if waiter.replies is None:
+            if waiter.heard is None:
                 waiter.future.set_exception(error)
             else:
                 waiter.future.set_result(None)
+
+    def deny(self, subject: str) -> None:
+        """The broker does not let us publish on `subject`, given in lower case."""
+        for waiter in self._waiting.values():
+            if waiter.about.lower() == subject and not waiter.future.done():
+                denied = f"the broker does not let this login publish on {waiter.about}"
+                waiter.future.set_exception(ForbiddenError(denied))
 
     def on_message(self, subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
         """Hand a reply to whoever waits at exactly this subject."""
@@ -92,15 +103,15 @@ class Multiplexer:
         if waiter is None:
             self.dropped += 1
             return
-        future, _, replies = waiter
+        future, _, _, heard = waiter
         if future.done():
             return
         nobody = headers is not None and not data and headers.startswith(_NOBODY)
-        if replies is not None:
+        if heard is not None:
             if nobody:
                 future.set_result(None)
             else:
-                replies.append(data)
+                heard(data)
         elif nobody:
             future.set_exception(NoRespondersError("nobody listens there"))
         else:

@@ -78,17 +78,79 @@ nodes = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     Column("scopes", Json(list[str]), nullable=False, server_default='["search","actions"]'),
+    Column("previous_key_hash", String(64)),
+    Column("previous_until", BigInteger, nullable=False, server_default="0"),
     Index("ix_nodes_api_key_hash", "api_key_hash"),
+    Index("ix_nodes_previous_key_hash", "previous_key_hash"),
 )
 """Registered nodes. Health is not here: it is seen, not remembered."""
 
-removed_nodes = Table(
-    "removed_nodes",
+users = Table(
+    "users",
     registry,
-    Column("slug", String(64), primary_key=True),
-    Column("incarnation", BigInteger, nullable=False),
+    Column("name", String(64), primary_key=True),
+    Column("scopes", Json(list[str]), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("api_key_hash", String(64), nullable=False),
+    Column("previous_key_hash", String(64)),
+    Column("previous_until", BigInteger, nullable=False, server_default="0"),
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_users_api_key_hash", "api_key_hash"),
+    Index("ix_users_previous_key_hash", "previous_key_hash"),
 )
-"""Which life of a node was removed: its heartbeats do not bring it back."""
+"""Operators and applications. A node and a user never share a name."""
+
+pending_nodes = Table(
+    "pending_nodes",
+    registry,
+    Column("id", String(64), primary_key=True),
+    Column("slug", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("first_seen", BigInteger, nullable=False),
+    Column("last_seen", BigInteger, nullable=False),
+    Column("rejected_at", BigInteger),
+    Index("ix_pending_nodes_slug_digest", "slug", "digest", unique=True),
+)
+"""Unannounced nodes that wait for an operator, or that one turned away lately."""
+
+sown_keys = Table(
+    "sown_keys",
+    registry,
+    Column("digest", String(64), primary_key=True),
+)
+"""Keys that came with the masters' credentials file, entered once: whoever was removed since
+does not come back with the next start.
+"""
+
+signing_keys = Table(
+    "signing_keys",
+    registry,
+    Column("kid", String(64), primary_key=True),
+    Column("sealed", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("retires_at", BigInteger),
+)
+"""Keys that sign access tokens, encrypted with a key that only masters have."""
+
+audit = Table(
+    "audit",
+    registry,
+    Column("id", String(64), primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("details", Json(dict[str, Any]), nullable=False),
+    Column("published", Boolean, nullable=False),
+    Index("ix_audit_at", "at", "id"),
+    Index("ix_audit_kind", "kind", "at"),
+    Index("ix_audit_actor", "actor", "at"),
+    Index("ix_audit_subject", "subject", "at"),
+    Index("ix_audit_published", "published", "id"),
+)
+"""The audit trail, and which of it the stream has."""
 
 actions = Table(
     "actions",

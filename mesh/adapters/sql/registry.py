@@ -4,7 +4,7 @@ has not been tried: no test runs on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,18 @@ from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mesh.adapters.sql import models
+from mesh.adapters.sql.audit import SqlAuditStore
 from mesh.adapters.sql.database import make_private, translated, tune_sqlite, upgrade
+from mesh.adapters.sql.logins import SqlLoginStore
+from mesh.adapters.sql.node_rows import fields_of, insert_node, record_of
+from mesh.adapters.sql.signing_keys import SqlSigningKeys
 from mesh.adapters.sql.tokens import SqlTokenStore
 from mesh.core.action_states import join
-from mesh.errors import ConfigError, ConflictError, NotFoundError
-from mesh.types import ActionState, Status
+from mesh.errors import ConfigError, NotFoundError
+from mesh.types import ActionState
 from mesh.wire.messages import HistoryQuery, HistoryRecord, NodeRecord, NodeUpdate
 
 _INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-
-_LIVE = frozenset({"health", "reason", "lag_ms", "in_flight", "queued", "verbs"})
-"""Fields of a record that are seen, not remembered."""
-
-_AT_THE_DOOR = frozenset({"api_key_hash", "scopes"})
-"""Columns that are `SqlTokenStore`'s to read."""
 
 _OBSERVED = (
     "version",
@@ -59,6 +57,9 @@ class SqlRegistry:
         self._writer = engine.execution_options(writes=True)
         self._insert: Any = _INSERTS[engine.dialect.name]
         self.tokens = SqlTokenStore(engine)
+        self.logins = SqlLoginStore(engine)
+        self.signing_keys = SqlSigningKeys(engine)
+        self.audit = SqlAuditStore(engine)
 
     @classmethod
     async def open(cls, url: str) -> SqlRegistry:
@@ -103,7 +104,7 @@ class SqlRegistry:
         with translated():
             async with self._engine.connect() as connection:
                 rows = (await connection.execute(query)).mappings().all()
-        return [_node(row) for row in rows]
+        return [record_of(row) for row in rows]
 
     async def register(
         self,
@@ -112,26 +113,22 @@ class SqlRegistry:
         api_key_hash: str,
         scopes: Sequence[str] = ("search", "actions"),
     ) -> None:
-        values = _columns(record) | {"api_key_hash": api_key_hash, "scopes": list(scopes)}
-        try:
-            with translated():
-                async with self._writing() as connection:
-                    await connection.execute(sa.insert(models.nodes).values(values))
-        except ConflictError as error:
-            raise ConflictError(f"a node {record.slug!r} is registered already") from error
-
-    async def enrol(self, record: NodeRecord) -> bool:
-        statement = (
-            self._insert(models.nodes)
-            .values(_columns(record))
-            .on_conflict_do_nothing(index_elements=["slug"])
-        )
         with translated():
             async with self._writing() as connection:
-                return bool((await connection.execute(statement)).rowcount)
+                await insert_node(connection, record, api_key_hash, scopes)
+
+    async def lookup(self, names: Collection[str]) -> list[NodeRecord]:
+        nodes = models.nodes
+        wanted = sa.or_(nodes.c.slug.in_(names), nodes.c.id.in_(names))
+        with translated():
+            async with self._engine.connect() as connection:
+                rows = await connection.execute(
+                    sa.select(nodes).where(wanted).order_by(nodes.c.slug)
+                )
+                return [record_of(row) for row in rows.mappings()]
 
     async def update(self, slug: str, change: NodeUpdate) -> NodeRecord:
-        values = {field: value for field, value in _fields(change).items() if value is not None}
+        values = {field: value for field, value in fields_of(change).items() if value is not None}
         is_it = models.nodes.c.slug == slug
         with translated():
             async with self._writing() as connection:
@@ -144,7 +141,7 @@ class SqlRegistry:
                 )
         if row is None:
             raise NotFoundError(f"no node {slug!r} is registered")
-        return _node(row)
+        return record_of(row)
 
     async def observe(self, *records: NodeRecord) -> None:
         if not records:
@@ -157,31 +154,12 @@ class SqlRegistry:
             async with self._writing() as connection:
                 await connection.execute(_OBSERVE, told)
 
-    async def remove(self, slug: str, *, incarnation: int) -> None:
-        removed = models.removed_nodes
-        remember = self._insert(removed).values(slug=slug, incarnation=incarnation)
-        newest = sa.case(
-            (remember.excluded.incarnation > removed.c.incarnation, remember.excluded.incarnation),
-            else_=removed.c.incarnation,
-        )
+    async def remove(self, slug: str) -> None:
+        gone = sa.delete(models.nodes).where(models.nodes.c.slug == slug)
         with translated():
             async with self._writing() as connection:
-                gone = await connection.execute(
-                    sa.delete(models.nodes).where(models.nodes.c.slug == slug)
-                )
-                if not gone.rowcount:
+                if not (await connection.execute(gone)).rowcount:
                     raise NotFoundError(f"no node {slug!r} is registered")
-                await connection.execute(
-                    remember.on_conflict_do_update(
-                        index_elements=["slug"], set_={"incarnation": newest}
-                    )
-                )
-
-    async def removed(self) -> dict[str, int]:
-        query = sa.select(models.removed_nodes.c.slug, models.removed_nodes.c.incarnation)
-        with translated():
-            async with self._engine.connect() as connection:
-                return {row.slug: row.incarnation for row in await connection.execute(query)}
 
     async def next_epoch(self, *, at_least: int) -> int:
         cursors = models.cursors
@@ -283,22 +261,9 @@ def _upgrade(connection: Connection) -> None:
     upgrade(connection, "registry", models.registry)
 
 
-def _fields(message: msgspec.Struct) -> dict[str, Any]:
-    return {field: getattr(message, field) for field in message.__struct_fields__}
-
-
-def _columns(record: NodeRecord) -> dict[str, Any]:
-    return {field: value for field, value in _fields(record).items() if field not in _LIVE}
-
-
-def _node(row: RowMapping) -> NodeRecord:
-    values = {name: value for name, value in row.items() if name not in _AT_THE_DOOR}
-    return NodeRecord(**values | {"status": Status(row["status"])})
-
-
 def _action(record: HistoryRecord) -> Mapping[str, Any]:
     result = None if record.result is None else msgspec.json.encode(record.result).decode()
-    return _fields(record) | {"result": result}
+    return fields_of(record) | {"result": result}
 
 
 def _record(row: RowMapping) -> HistoryRecord:

@@ -17,7 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mesh.adapters.sql import models
 from mesh.adapters.sql.database import translated
-from mesh.errors import NotFoundError
 from mesh.ports import AccessTokenRecord, JoinTokenRecord, NodeAccess, RefreshTokenRecord
 from mesh.types import Status
 from mesh.wire.messages import TokenInfo
@@ -165,6 +164,12 @@ class SqlTokenStore:
                 row = (await connection.execute(use)).mappings().one_or_none()
         return None if row is None else _join_record(row)
 
+    async def good_join(self, digest: str, *, at: int) -> str | None:
+        query = sa.select(_join.c.id).where(_join.c.digest == digest, _good(_join, at))
+        with translated():
+            async with self._engine.connect() as connection:
+                return (await connection.execute(query)).scalar_one_or_none()
+
     async def give_back_join(self, id: str) -> None:  # noqa: A002
         give = sa.update(_join).where(_join.c.id == id).values(uses_left=_join.c.uses_left + 1)
         with translated():
@@ -173,25 +178,12 @@ class SqlTokenStore:
 
     # -- nodes -----------------------------------------------------------------------------------
 
-    async def node_of_key(self, digest: str) -> NodeAccess | None:
-        return await self._node_where(_nodes.c.api_key_hash == digest)
-
     async def node(self, slug: str) -> NodeAccess | None:
-        return await self._node_where(_nodes.c.slug == slug)
-
-    async def _node_where(self, is_it: sa.ColumnElement[bool]) -> NodeAccess | None:
-        query = sa.select(_nodes.c.slug, _nodes.c.status, _nodes.c.scopes).where(is_it)
+        query = sa.select(_nodes.c.slug, _nodes.c.status, _nodes.c.scopes)
         with translated():
             async with self._engine.connect() as connection:
-                row = (await connection.execute(query)).one_or_none()
+                row = (await connection.execute(query.where(_nodes.c.slug == slug))).one_or_none()
         return row and NodeAccess(row.slug, Status(row.status), tuple(row.scopes))
-
-    async def set_key(self, slug: str, digest: str) -> None:
-        change = sa.update(_nodes).where(_nodes.c.slug == slug).values(api_key_hash=digest)
-        with translated():
-            async with self._writing() as connection:
-                if not (await connection.execute(change)).rowcount:
-                    raise NotFoundError(f"no node {slug!r} is registered")
 
     async def prune(self, *, before: int) -> int:
         gone = 0

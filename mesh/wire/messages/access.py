@@ -14,14 +14,24 @@ from msgspec import Meta
 from mesh.wire.messages.base import Request, ShownOnce, Token, Wire
 from mesh.wire.messages.registry import NodeRecord, NodeRegister
 
-Scope = Annotated[str, Meta(pattern=r"^(search|admin|actions(:[A-Za-z0-9_-]{1,64})?)(?!\n)$")]
-"""`search`, `actions` (all of them), `actions:<name>` or `admin` (the registry)."""
+Scope = Annotated[
+    str,
+    Meta(
+        pattern=r"^(search(:[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127})?"
+        r"|actions(:[A-Za-z0-9_-]{1,64})?|admin)(?!\n)$"
+    ),
+]
+"""`search` (every collection), `search:<collection>`, `actions` (all of them), `actions:<name>` or
+`admin` (the registry).
+"""
 
 Scopes = Annotated[list[Scope], Meta(min_length=1, max_length=64)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
 """SHA-256 in hex."""
 
 LifetimeS = Annotated[int, Meta(ge=1, le=366 * 86_400)]
+OverlapS = Annotated[int, Meta(ge=0, le=366 * 86_400)]
+"""How long the old one goes on being good beside the new one; 0: not at all."""
 
 
 class Identity(Wire, frozen=True, kw_only=True, omit_defaults=False):
@@ -154,13 +164,135 @@ class NodeJoined(ShownOnce, frozen=True, kw_only=True, omit_defaults=False):
     grant: Grant
 
 
+class NodeAdopt(Request, frozen=True, kw_only=True):
+    """`master.adopt`: register a node, or give a key to one that nobody has used yet: registered
+    and never heard of. Answered with `NodeRegistered`.
+    """
+
+    node: NodeRegister
+
+
+class NodeKeyRotate(Request, frozen=True, kw_only=True):
+    """`master.rotate-key`."""
+
+    node: str
+    """Slug or id."""
+    overlap_s: OverlapS = 0
+
+
 class NodeKey(ShownOnce, frozen=True, kw_only=True, omit_defaults=False):
-    """`master.rotate-key`: the node's new API key, shown this once; the old one and all of its
-    tokens are refused.
+    """The node's new API key, shown this once. Without an overlap the old one and all of its tokens
+    are refused, and its connections cut.
     """
 
     node: NodeRecord
     api_key: str
+    previous_until: int = 0
+    """Unix ms until which the old key is good; 0: no longer."""
+
+
+class PendingNode(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """A node that nobody announced and that waits for an operator."""
+
+    id: str
+    name: str
+    fingerprint: str
+    """First 16 hex digits of the SHA-256 of the key it made itself: its own log shows the same."""
+    address: str
+    """Where its last login came from."""
+    first_seen: int
+    """Unix ms."""
+    last_seen: int
+
+
+class PendingList(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """`master.pending`: oldest first."""
+
+    nodes: list[PendingNode]
+
+
+class NodeApprove(Request, frozen=True, kw_only=True):
+    """`master.approve`, answered with the new `NodeRecord`."""
+
+    node: str
+    """Id, or its name where only one waits under it."""
+    scopes: Scopes = msgspec.field(default_factory=lambda: ["search", "actions"])
+
+
+class NodeReject(Request, frozen=True, kw_only=True):
+    """`master.reject`, answered with the `PendingNode` that was: it may not ask again for a day."""
+
+    node: str
+    """Id, or its name where only one waits under it."""
+
+
+class User(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """An operator or application: it logs in at the broker, and at the gateway with its API key."""
+
+    name: str
+    scopes: list[str]
+    description: str = ""
+    created_at: int = 0
+
+
+class UserCreate(Request, frozen=True, kw_only=True):
+    """`master.user-create`."""
+
+    name: Token
+    scopes: Scopes
+    description: Annotated[str, Meta(max_length=200)] = ""
+
+
+class UserKey(ShownOnce, frozen=True, kw_only=True, omit_defaults=False):
+    """`master.user-create` and `user-rotate-key`: a user and its API key, shown this once."""
+
+    user: User
+    api_key: str
+    previous_until: int = 0
+    """Unix ms until which the old key is good; 0: no longer, or there was none."""
+
+
+class UserKeyRotate(Request, frozen=True, kw_only=True):
+    """`master.user-rotate-key`."""
+
+    name: str
+    overlap_s: OverlapS = 0
+
+
+class UserName(Request, frozen=True, kw_only=True):
+    """`master.user-remove`, answered with the `User` that was."""
+
+    name: str
+
+
+class UserList(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """`master.users`: by name."""
+
+    users: list[User]
+
+
+class SigningKeysRotate(Request, frozen=True, kw_only=True):
+    """`master.signing-keys-rotate`: a new key signs from now on; the others verify for
+    `overlap_s` more seconds. Answered with `SigningKeyList`.
+    """
+
+    overlap_s: OverlapS = 86_400
+
+
+class SigningKey(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """A key of the masters' ring, without its secret."""
+
+    kid: str
+    created_at: int
+    """Unix ms."""
+    retires_at: int | None = None
+    """Unix ms from which it verifies nothing any more; None: it signs."""
+
+
+class SigningKeyList(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """`master.signing-keys`: newest first; empty where `security.jwt_secret` signs."""
+
+    keys: list[SigningKey]
 
 
 class Authenticate(Request, frozen=True, kw_only=True):
@@ -204,3 +336,5 @@ class Revoked(Wire, frozen=True, kw_only=True):
     """Ids of access tokens."""
     subjects: list[str] = []
     """Whoever remembers an API key of theirs forgets it."""
+    keys: bool = False
+    """A key that verified tokens does no longer: ask for those that do."""

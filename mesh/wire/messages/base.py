@@ -52,6 +52,8 @@ class Request(Wire, frozen=True, kw_only=True):
     """W3C traceparent."""
     on_behalf: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}(?!\n)$")] = ""
     """Whom a gateway, master or bridge speaks for."""
+    origin: Annotated[str, Meta(max_length=64)] = ""
+    """Network address of whoever a gateway or bridge speaks for."""
 
 
 _SECRETS = frozenset({"api_key", "join_token", "access_token", "refresh_token"})

@@ -1,0 +1,113 @@
+"""What an operator does to a node that is registered: change it, give it another key, remove it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import structlog
+
+from mesh.errors import NotFoundError
+from mesh.ports import Audit, Clock, LoginStore, Registry, Verb
+from mesh.runtime.access_api import digest_of
+from mesh.runtime.admission import API_KEY, CheckUrl
+from mesh.runtime.exclusion import Exclusion
+from mesh.runtime.issued_tokens import secret, who
+from mesh.runtime.logins import may_connect
+from mesh.runtime.membership import Membership
+from mesh.types import Status
+from mesh.wire.messages import (
+    NodeChange,
+    NodeKey,
+    NodeKeyRotate,
+    NodeName,
+    NodeRecord,
+    NodeUpdate,
+    Request,
+)
+
+log = structlog.get_logger()
+
+
+class NodeChanges:
+    """Changes of one master's; those who are in feel them at once."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        exclusion: Exclusion,
+        *,
+        registry: Registry,
+        logins: LoginStore,
+        audit: Audit,
+        check_url: CheckUrl,
+        clock: Clock,
+    ) -> None:
+        self._membership = membership
+        self._exclusion = exclusion
+        self._registry = registry
+        self._logins = logins
+        self._audit = audit
+        self._check_url = check_url
+        self._clock = clock
+        self.verbs: Mapping[str, tuple[type[Request], Verb]] = {
+            "remove": (NodeName, self._remove),
+            "rotate-key": (NodeKeyRotate, self._rotate_key),
+            "update": (NodeChange, self._update),
+        }
+
+    async def _update(self, asked: NodeChange, caller: str) -> NodeRecord:
+        slug = (await self._membership.find(asked.node)).slug
+        if asked.change.url is not None:
+            await self._check_url(asked.change.url)
+        record = await self._registry.update(slug, asked.change)
+        changed = self._membership.change(record)
+        by = who(asked, caller)
+        if asked.change.status is not None and record.status is not Status.ACTIVE:
+            out = not may_connect(record.status)
+            await self._exclusion.shut_out(slug, by=by, off_broker=out)
+        self._audit.note(
+            "node-updated",
+            actor=by,
+            subject=slug,
+            origin=asked.origin,
+            fields=_named(asked.change),
+            status=record.status.value,
+        )
+        log.info("mesh.node.updated", node=slug, by=by)
+        return changed
+
+    async def _rotate_key(self, asked: NodeKeyRotate, caller: str) -> NodeKey:
+        record = await self._membership.find(asked.node)
+        api_key = secret(API_KEY)
+        until = self._clock.unix_ms() + asked.overlap_s * 1000 if asked.overlap_s else 0
+        before = await self._logins.rotate(
+            record.slug, digest_of(api_key), node=True, previous_until=until
+        )
+        by = who(asked, caller)
+        self._audit.note(
+            "key-rotated",
+            actor=by,
+            subject=record.slug,
+            origin=asked.origin,
+            overlap_s=asked.overlap_s,
+        )
+        await self._exclusion.key_replaced(before, previous_until=until, by=by)
+        log.info("mesh.node.key_rotated", node=record.slug, overlap_s=asked.overlap_s, by=by)
+        return NodeKey(node=record, api_key=api_key, previous_until=until if before.digest else 0)
+
+    async def _remove(self, asked: NodeName, caller: str) -> NodeRecord:
+        record = await self._membership.find(asked.node)
+        # It may be gone from the database: by another master, or a try that got only so far.
+        with contextlib.suppress(NotFoundError):
+            await self._registry.remove(record.slug)
+        by = who(asked, caller)
+        await self._exclusion.shut_out(record.slug, by=by)
+        self._membership.remove(record)
+        self._audit.note("node-removed", actor=by, subject=record.slug, origin=asked.origin)
+        log.info("mesh.node.removed", node=record.slug, by=by)
+        return record
+
+
+def _named(change: NodeUpdate) -> list[str]:
+    return [name for name in change.__struct_fields__ if getattr(change, name) is not None]

@@ -1,0 +1,99 @@
+"""Operators and applications, and their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+
+from mesh.errors import ConflictError, NotFoundError
+from mesh.ports import Audit, Clock, LoginStore, Verb
+from mesh.runtime.access_api import digest_of
+from mesh.runtime.admission import API_KEY
+from mesh.runtime.exclusion import Exclusion
+from mesh.runtime.issued_tokens import distinct, secret, who
+from mesh.wire import subjects
+from mesh.wire.messages import (
+    Request,
+    User,
+    UserCreate,
+    UserKey,
+    UserKeyRotate,
+    UserList,
+    UserName,
+)
+
+log = structlog.get_logger()
+
+
+class Users:
+    """Everybody with a key who is no node."""
+
+    def __init__(
+        self, exclusion: Exclusion, *, logins: LoginStore, audit: Audit, clock: Clock
+    ) -> None:
+        self._exclusion = exclusion
+        self._logins = logins
+        self._audit = audit
+        self._clock = clock
+        self.verbs: Mapping[str, tuple[type[Request], Verb]] = {
+            "user-create": (UserCreate, self._create),
+            "user-remove": (UserName, self._remove),
+            "user-rotate-key": (UserKeyRotate, self._rotate_key),
+            "users": (Request, self._list),
+        }
+
+    async def _list(self, _: Request, _caller: str) -> UserList:
+        return UserList(users=await self._logins.users())
+
+    async def _create(self, asked: UserCreate, caller: str) -> UserKey:
+        user = User(
+            name=subjects.free_name(asked.name),
+            scopes=distinct(asked.scopes),
+            description=asked.description,
+            created_at=self._clock.unix_ms(),
+        )
+        api_key = secret(API_KEY)
+        try:
+            await self._logins.create_user(user, digest_of(api_key))
+        except ConflictError as error:
+            holder = await self._logins.find(user.name)
+            kind = "node" if holder is not None and holder.node else "user"
+            raise ConflictError(
+                f"there is a {kind} {user.name!r} already; choose another name"
+            ) from error
+        by = who(asked, caller)
+        self._audit.note(
+            "user-created", actor=by, subject=user.name, origin=asked.origin, scopes=user.scopes
+        )
+        log.info("mesh.user.created", user=user.name, scopes=user.scopes, by=by)
+        return UserKey(user=user, api_key=api_key)
+
+    async def _remove(self, asked: UserName, caller: str) -> User:
+        user = await self._logins.remove_user(asked.name)
+        by = who(asked, caller)
+        self._audit.note("user-removed", actor=by, subject=user.name, origin=asked.origin)
+        await self._exclusion.shut_out(user.name, by=by)
+        log.info("mesh.user.removed", user=user.name, by=by)
+        return user
+
+    async def _rotate_key(self, asked: UserKeyRotate, caller: str) -> UserKey:
+        api_key = secret(API_KEY)
+        until = self._clock.unix_ms() + asked.overlap_s * 1000 if asked.overlap_s else 0
+        before = await self._logins.rotate(
+            asked.name, digest_of(api_key), node=False, previous_until=until
+        )
+        by = who(asked, caller)
+        self._audit.note(
+            "key-rotated",
+            actor=by,
+            subject=before.name,
+            origin=asked.origin,
+            overlap_s=asked.overlap_s,
+        )
+        await self._exclusion.key_replaced(before, previous_until=until, by=by)
+        log.info("mesh.user.key_rotated", user=before.name, overlap_s=asked.overlap_s, by=by)
+        user = next((one for one in await self._logins.users() if one.name == before.name), None)
+        if user is None:
+            raise NotFoundError(f"user {before.name!r} was removed meanwhile")
+        return UserKey(user=user, api_key=api_key, previous_until=until)

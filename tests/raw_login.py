@@ -1,0 +1,37 @@
+"""A login at the broker with as little client as possible: thousands of them in a few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from urllib.parse import urlsplit
+
+
+async def try_login(url: str, user: str, password: str, *, within_s: float = 10.0) -> bool:
+    """Whether the broker lets somebody in; the connection is closed again."""
+    place = urlsplit(url)
+    async with asyncio.timeout(within_s):
+        reader, writer = await asyncio.open_connection(place.hostname, place.port)
+        try:
+            await reader.readline()  # INFO
+            shown = {"user": user, "pass": password, "verbose": False, "protocol": 1, "lang": "x"}
+            writer.write(b"CONNECT " + json.dumps(shown).encode() + b"\r\nPING\r\n")
+            return (await reader.readline()).startswith(b"PONG")
+        except ConnectionError:
+            return False
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def try_logins(url: str, logins: list[tuple[str, str]], *, at_once: int) -> list[bool]:
+    """All of them, `at_once` at a time."""
+    slots = asyncio.Semaphore(at_once)
+
+    async def one(user: str, password: str) -> bool:
+        async with slots:
+            return await try_login(url, user, password)
+
+    return await asyncio.gather(*(one(user, password) for user, password in logins))
