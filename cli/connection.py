@@ -6,10 +6,12 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import mesh
 from mesh.errors import (
+    ConfigError,
     DeadlineExceededError,
     MeshError,
     NoMasterError,
@@ -50,15 +52,24 @@ class NotReachableError(UnavailableError):
 def connect(options: Options) -> AbstractAsyncContextManager[MeshClient]:
     """The mesh that `options` name, over a connection as `MESH_NATS__…` say; the seam where tests
     put a client of their own.
+
+    Raises:
+        ConfigError: A setting or a credentials file given that cannot be.
     """
     from mesh import bootstrap
 
     theirs = {name: text for name, text in os.environ.items() if name.startswith("MESH_NATS__")}
+    config = bootstrap.load_settings(toml=None, environ=theirs, flags={})
+    if file := options.credentials or config.nats.credentials:
+        try:
+            bootstrap.read_credentials(Path(file))
+        except StateError as error:  # a mesh may well be there
+            raise ConfigError(str(error)) from error
     return mesh.connect(
         options.url,
         state_dir=options.state_dir,
         credentials=options.credentials,
-        config=bootstrap.load_settings(toml=None, environ=theirs, flags={}),
+        config=config,
     )
 
 

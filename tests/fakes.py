@@ -561,7 +561,7 @@ class MemoryLoginStore:
     async def users(self) -> list[User]:
         return [self._users[name] for name in sorted(self._users)]
 
-    async def remove_user(self, name: str) -> User:
+    async def remove_user(self, name: str, *, at: int) -> User:
         if name not in self._users:
             raise NotFoundError(f"there is no user {name!r}")
         del self.holders[name]
@@ -627,7 +627,6 @@ class MemoryLoginStore:
         there = self.holders.get(seedling.name)
         if there is not None and there.node is not seedling.node:
             return Sown.TAKEN
-        self._sown.add(seedling.digest)
         if there is not None:
             await self.rotate(seedling.name, seedling.digest, node=seedling.node, previous_until=0)
             return Sown.CHANGED
@@ -636,7 +635,12 @@ class MemoryLoginStore:
         else:
             user = User(name=seedling.name, scopes=seedling.scopes, created_at=at)
             await self.create_user(user, seedling.digest)
+        self._sown.add(seedling.digest)
         return Sown.ENTERED
+
+    async def sown(self, digest: str) -> None:
+        self.check()
+        self._sown.add(digest)
 
 
 class MemoryRegistry:
@@ -721,6 +725,12 @@ class MemoryTrail:
         self.counts[kind, actor, origin] += 1
         self.tallied[kind, actor, origin] = subject
 
+    async def last_origin(self, name: str) -> str:
+        for (kind, _actor, origin), subject in reversed(self.tallied.items()):
+            if (kind, subject) == ("login-granted", name):
+                return origin
+        return ""
+
     def kinds(self) -> list[str]:
         return [entry.kind for entry in self.entries]
 
@@ -745,12 +755,12 @@ class MemoryDoor:
     async def stop(self) -> None:
         self.judge = None
 
-    async def kick(self, name: str) -> int:
-        self.kicks.append(name)
+    async def kick(self, names: Collection[str]) -> Counter[str]:
+        self.kicks += names
         if self.failing:
             self.failing -= 1
             raise UnavailableError("the broker does not answer")
-        return self.connections.pop(name, 0)
+        return Counter({name: self.connections.pop(name, 0) for name in names})
 
 
 class PlainSigning:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 
@@ -35,3 +36,18 @@ async def try_logins(url: str, logins: list[tuple[str, str]], *, at_once: int) -
             return await try_login(url, user, password)
 
     return await asyncio.gather(*(one(user, password) for user, password in logins))
+
+
+async def flood(url: str, logins: Iterable[tuple[str, str]], *, per_s: float) -> int:
+    """Try all of them, begun `per_s` a second whatever becomes of those before; how many were let
+    in. Whom the broker has no room for was not.
+    """
+    clock = asyncio.get_running_loop()
+    began = clock.time()
+    tries: list[asyncio.Task[bool]] = []
+    for number, (user, password) in enumerate(logins):
+        while (ahead_s := began + number / per_s - clock.time()) > 0:
+            await asyncio.sleep(ahead_s)
+        tries.append(asyncio.create_task(try_login(url, user, password)))
+    results = await asyncio.gather(*tries, return_exceptions=True)
+    return sum(result is True for result in results)

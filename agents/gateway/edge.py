@@ -56,6 +56,8 @@ _DIGITS = re.compile(rb"\d{1,18}").fullmatch
 _NOT_JSON = re.compile(rb"\s*(multipart/|image/|audio/|video/)")
 """What surely is none. Not x-www-form-urlencoded: curl says so of whatever it is given."""
 _JSON = (b"content-type", b"application/json")
+_NO_BODY = (b"", b"{}")
+"""What may come where nothing is read."""
 _NO_CONTENT = 204
 _GONE = 499
 """Status in the access log where the client did not wait."""
@@ -72,6 +74,7 @@ class Exchange:
     __slots__ = (
         "authorization",
         "began",
+        "chunked",
         "content_length",
         "content_type",
         "extra",
@@ -95,6 +98,7 @@ class Exchange:
         self.reference = b""
         self.authorization: bytes | None = None
         self.content_length: bytes | None = None
+        self.chunked = False
         self.content_type = b""
         self.origin: bytes | None = None
         """Of the page that sent it."""
@@ -110,6 +114,8 @@ class Exchange:
                 self.content_type = value
             elif name == b"origin":
                 self.origin = value
+            elif name == b"transfer-encoding":
+                self.chunked = True
             elif name == b"x-request-id" and _REFERENCE(value):
                 self.reference = value
         if not self.reference:
@@ -120,6 +126,11 @@ class Exchange:
         """Of the rate limit."""
         self.status = 0
         self.size = 0
+
+    @property
+    def has_body(self) -> bool:
+        """Whether one comes with it, as far as it says."""
+        return self.chunked or self.content_length not in {None, b"0"}
 
     @property
     def client(self) -> str:
@@ -224,14 +235,17 @@ class Edge:
         route = exchange.route = self._routes.find(exchange.method, exchange.path)
         if exchange.twice:
             raise BadRequestError("the request has more than one Authorization header")
+        bootstrap.request_origin.set(exchange.client)
         if route.access == NOBODY:
             if route.limited:
                 self._count(exchange, exchange.client)
         else:
             await self._admit(exchange, route)
-        body = await self._body(exchange, receive) if route.body else b""
+        body = await self._body(exchange, receive) if route.body or exchange.has_body else b""
         if route.body and not body:
             raise BadRequestError("the request has no body; it takes JSON")
+        if not route.body and body.strip() not in _NO_BODY:
+            raise BadRequestError("this takes no body; what it can be told stands in the query")
         if not route.search:
             await self._through_litestar(exchange, body, receive, send)
             return
@@ -244,6 +258,9 @@ class Edge:
     async def _admit(self, exchange: Exchange, route: Route) -> None:
         """Who is it, how often has it come, may it?
 
+        Failed logins are limited by address, good ones never refused for them: others behind the
+        same address may be guessing. How much guessing costs the masters, the gatekeeper bounds.
+
         Raises:
             UnauthorizedError, RateLimitedError, ForbiddenError, UnavailableError
         """
@@ -251,7 +268,6 @@ class Edge:
             bearer = bearer_of(exchange.authorization)
             identity = self._gatekeeper.known(bearer)
             if identity is None:
-                self._refuse_guessing(exchange)
                 identity = await self._gatekeeper.identify(bearer)
         except UnauthorizedError:
             self._count(exchange, exchange.client)
@@ -281,14 +297,6 @@ class Edge:
             return False
         await self._answer(exchange, _NO_CONTENT, headers, b"", send)
         return True
-
-    def _refuse_guessing(self, exchange: Exchange) -> None:
-        """An address with too many failed logins makes the gateway ask nobody."""
-        if self._limiter is not None and exchange.route is not None:
-            key = (exchange.client, exchange.route.method, exchange.route.template)
-            verdict = self._limiter.look(key, self._clock())
-            if not verdict.allowed:
-                self._limited(exchange, verdict)
 
     def _count(self, exchange: Exchange, who: str) -> None:
         if self._limiter is None or exchange.route is None:
@@ -393,7 +401,6 @@ class Edge:
                 exchange.size += len(cast("Any", message).get("body", b""))
                 await send(message)
 
-        bootstrap.request_origin.set(exchange.client)
         scope: Any = exchange.scope
         scope.setdefault("state", {})["exchange"] = exchange
         if exchange.method == "HEAD":

@@ -74,8 +74,8 @@ origins cannot read answers, unless `gateway.cors_origins` names their origin ex
 
 The rate limit lets the whole allowance through at once and then one request every {every:g} s.
 Where there is no identity (`/register`, `/refresh-token`, failed logins) it counts by the client's
-address; behind a proxy that is the proxy's. From an address with too many failed logins only those
-get in whom the gateway knows already. `X-RateLimit-Limit`, `X-RateLimit-Remaining` and
+address; behind a proxy that is the proxy's. Whoever shows a good token or key is let in all the
+same. `X-RateLimit-Limit`, `X-RateLimit-Remaining` and
 `X-RateLimit-Reset` (seconds until the whole allowance is back) come with every answer it counts.
 `/health`, `/livez`, `/readyz` and the docs are exempt.
 
@@ -120,7 +120,8 @@ A stopping gateway answers with `Connection: close`; clients that honour it lose
 - `POST /register` takes a join token; registration is not open.
 - A collection that no node has is refused (422) instead of passed over; one whose holders are away
   makes the answer `partial`.
-- Unknown fields in a body are refused (422) by their name.
+- Unknown fields in a body are refused (422) by their name, and a body where a route takes none
+  (400), unless it is `{{}}`.
 - An action has exactly one target: two of `node`, `nodes`, `all` and `collection` are a 422.
 - For an action on several nodes the status is 200 whatever became of it on each: `success` is true
   where it succeeded everywhere.

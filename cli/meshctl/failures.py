@@ -35,6 +35,11 @@ _HINTS = {
     ),
     ExitCode.DENIED: "--creds or MESH_CREDS names the credentials file to log in with",
 }
+_HINT_FORBIDDEN = (
+    "this login lacks the scope: `search` is for searching, `actions` for actions, `admin` for the"
+    " rest; an operator gives it (`meshctl users create NAME --scope SCOPE`)"
+)
+_FORBIDDEN = 403
 
 
 def exit_code(error: MeshError) -> ExitCode:
@@ -86,6 +91,8 @@ def _refuse(error: MeshError, out: Output, *, debug: bool) -> int:
     if error.reference:
         out.note(f"  reference in the log: {printable(error.reference)}")
     hint = None if error.kind == "untrusted" else _HINTS.get(code)
+    if error.code == _FORBIDDEN:
+        hint = _HINT_FORBIDDEN
     if hint and "mesh-agent up" not in message:
         out.note(hint)
     return code

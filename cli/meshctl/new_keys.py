@@ -33,12 +33,9 @@ Overlap = Annotated[
 ]
 
 
-def check(file: Path | None, *, new: bool = False) -> None:
-    """See beforehand that the file can be written: a key that was given cannot be given again.
-
-    Args:
-        file: The file; None: none.
-        new: It must not be there yet.
+def check(file: Path | None) -> None:
+    """See beforehand that the file, if any, can be written: a key that was given cannot be given
+    again.
 
     Raises:
         typer.BadParameter
@@ -50,8 +47,36 @@ def check(file: Path | None, *, new: bool = False) -> None:
         raise typer.BadParameter(f"no such folder for {file}", param_hint="--out")
     if not os.access(folder, os.W_OK):
         raise typer.BadParameter(f"{folder} cannot be written", param_hint="--out")
-    if new and file.exists():
+
+
+def check_new(file: Path | None) -> None:
+    """See that it is not there yet.
+
+    Raises:
+        typer.BadParameter
+    """
+    if file is not None and file.exists():
         raise typer.BadParameter(f"{file} is there already", param_hint="--out")
+
+
+def check_owner(file: Path | None, user: str) -> None:
+    """See that nothing but `user`'s own credentials will be replaced.
+
+    Raises:
+        typer.BadParameter
+    """
+    from mesh import bootstrap
+
+    if file is None or not file.exists():
+        return
+    try:
+        owner = bootstrap.read_credentials(file).user
+    except StateError:
+        owner = ""
+    if owner != user:
+        raise typer.BadParameter(
+            f"{file} is there already, and not the credentials of {user!r}", param_hint="--out"
+        )
 
 
 def until(previous_until: int) -> list[tuple[str, str]]:

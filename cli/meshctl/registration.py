@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli import connection
 from cli.meshctl import new_keys, session
 from cli.meshctl.arguments import given, json_object, lifetime
 from cli.output import NOTHING
 from mesh.types import Status
+
+if TYPE_CHECKING:
+    from mesh import MeshClient, messages
 
 NODE_ARGUMENT = typer.Argument(help="Slug or id.", metavar="NODE")
 
@@ -35,6 +39,7 @@ def register(
     """Add a node and show its API key, once."""
     run = session.of(context)
     new_keys.check(out)
+    new_keys.check_new(out)
     details = json_object(metadata, "--metadata")
     from mesh import messages
 
@@ -77,7 +82,13 @@ def rotate_key(
     run = session.of(context)
     overlap_s = lifetime(overlap, "--overlap")
     new_keys.check(out)
-    answer = run.ask(lambda client: client.access.rotate_key(node, overlap_s=overlap_s))
+
+    async def rotated(client: MeshClient) -> messages.NodeKey:
+        slug = await connection.slug_of(client, node) if out else node
+        new_keys.check_owner(out, slug)
+        return await connection.ask_master(client.access.rotate_key(slug, overlap_s=overlap_s))
+
+    answer = run.run(rotated)
     fields = [("node", answer.node.slug), *new_keys.until(answer.previous_until)]
     new_keys.show(run.out, answer, fields, user=answer.node.slug, file=out)
 

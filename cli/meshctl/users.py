@@ -24,8 +24,8 @@ def create(
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="search, search:COLLECTION, actions, actions:NAME, admin; with commas, or repeat"
-            " it. Default: search, actions."
+            help="search, search:COLLECTION (over HTTP only), actions, actions:NAME, admin; with"
+            " commas, or repeat it. Default: search, actions."
         ),
     ] = None,
     description: Annotated[str, typer.Option(help="Who or what it is.")] = "",
@@ -34,7 +34,8 @@ def create(
     """Add an operator or an application and show its API key, once."""
     run = session.of(context)
     scopes = words(scope) or ["search", "actions"]
-    new_keys.check(out, new=True)
+    new_keys.check(out)
+    new_keys.check_new(out)
     answer = run.ask(
         lambda client: client.access.create_user(user, scopes, description=description)
     )
@@ -89,6 +90,7 @@ def rotate_key(
     run = session.of(context)
     overlap_s = lifetime(overlap, "--overlap")
     new_keys.check(out)
+    new_keys.check_owner(out, user)
     answer = run.ask(lambda client: client.access.rotate_user_key(user, overlap_s=overlap_s))
     fields = [("user", answer.user.name), *new_keys.until(answer.previous_until)]
     new_keys.show(run.out, answer, fields, user=answer.user.name, file=out)

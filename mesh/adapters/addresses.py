@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 
@@ -13,6 +13,7 @@ from mesh.core import safe_urls
 from mesh.errors import ForbiddenError, UnavailableError
 
 _WITHIN_S = 2.0
+_NOT_THERE = (socket.EAI_NONAME, socket.EAI_NODATA)
 _RESOLVERS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="resolver")
 """Threads of its own: a resolver that hangs must not hold up other work."""
 
@@ -25,31 +26,50 @@ async def public_addresses(host: str, port: int, *, allow_private: bool = False)
 
     Raises:
         ForbiddenError: One of the addresses is not public; which one is not told.
-        UnavailableError: The name cannot be resolved within 2 s.
+        UnavailableError: The name has no address, or DNS does not tell within 2 s.
     """
-    for address in (addresses := await _resolve(host, port)):
+    addresses = await _resolve(host, port)
+    if not addresses:
+        raise UnavailableError(f"the name {host!r} cannot be resolved: it has no address")
+    _check(host, addresses, allow_private=allow_private)
+    return addresses
+
+
+def _check(host: str, addresses: Sequence[str], *, allow_private: bool) -> None:
+    for address in addresses:
         reason = safe_urls.why_not(
             ip_address(address.partition("%")[0]), allow_private=allow_private
         )
         if reason is not None:
             raise ForbiddenError(f"{host!r} leads to an address that is {reason}")
-    return addresses
 
 
 async def _resolve(host: str, port: int) -> list[str]:
+    """Its addresses; none where DNS says that there are none.
+
+    Raises:
+        UnavailableError: DNS says nothing, or not in time.
+    """
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(_WITHIN_S):
-            found = await loop.run_in_executor(_RESOLVERS, _look_up, host, port)
-    except (OSError, UnicodeError) as error:  # TimeoutError is one
-        raise UnavailableError(f"the name {host!r} cannot be resolved") from error
-    if not found:
-        raise UnavailableError(f"the name {host!r} has no address")
-    return found
+            return await loop.run_in_executor(_RESOLVERS, _look_up, host, port)
+    except OSError as error:  # TimeoutError is one
+        raise UnavailableError(
+            f"the name {host!r} could not be checked: DNS does not answer; try again",
+            retry_after_ms=1000,
+        ) from error
 
 
 def _look_up(host: str, port: int) -> list[str]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # nothing can be called so
+        return []
+    except socket.gaierror as error:
+        if error.errno in _NOT_THERE:
+            return []
+        raise
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
@@ -58,8 +78,9 @@ def check_url(config: SecurityConfig) -> Callable[[str], Awaitable[None]]:
     whose name leads, to an address that is not public (`security.allow_private_urls`: or not of our
     own network).
 
-    A name that cannot be resolved now passes: the node may not be there yet. The check keeps out
-    mistakes and simple attacks; whoever connects later must ask `public_addresses` again.
+    A name that has no address now passes: the node may not be there yet. One that DNS tells nothing
+    of within 2 s does not (UnavailableError). The check keeps out mistakes and simple attacks;
+    whoever connects later must ask `public_addresses` again.
     """
     allow_private = config.allow_private_urls
 
@@ -67,10 +88,9 @@ def check_url(config: SecurityConfig) -> Callable[[str], Awaitable[None]]:
         target = safe_urls.check(url, allow_private=allow_private)
         if target.is_address:
             return
+        addresses = await _resolve(target.host, target.port)
         try:
-            await public_addresses(target.host, target.port, allow_private=allow_private)
-        except UnavailableError:
-            return
+            _check(target.host, addresses, allow_private=allow_private)
         except ForbiddenError as error:
             raise safe_urls.refused("must not lead to an address that is not public") from error
 

@@ -17,7 +17,6 @@ from mesh.wire.subjects import PREFIX
 _ANYBODY = ("ping", "routes")
 """Verbs of the masters that say nothing but who is there."""
 _READER = ("nodes", "stats")
-_QUEUE = subjects.QUEUE_STREAM
 _HEARD_BY_ALL = (subjects.ROUTES, subjects.REVOKED, f"{PREFIX}.evt.>")
 _EVERYTHING = frozenset({"search", "actions", "admin"})
 
@@ -48,7 +47,8 @@ def of_joiner(name: str) -> Permissions:
 
 
 def of_node(node: str) -> Permissions:
-    """What the node with this slug may do.
+    """What the node with this slug may do. Nothing of JetStream's API and acknowledgements: those
+    are answered to whatever subject the asker names, past all permissions.
 
     Raises:
         InvalidError: Not one token: it could be a wildcard.
@@ -65,8 +65,6 @@ def of_node(node: str) -> Permissions:
             *(subjects.master(verb, node) for verb in _ANYBODY),
             subjects.rpc(node, "ping", node),  # is there another one of this name?
             f"{PREFIX}.rpc.*.export.{node}",
-            f"$JS.API.CONSUMER.MSG.NEXT.{_QUEUE}.{node}",
-            f"$JS.ACK.{_QUEUE}.{node}.>",
         ),
         subscribe=(
             f"{PREFIX}.rpc.{node}.>",

@@ -75,19 +75,6 @@ class RateLimiter:
             0.0 if allowed else (self._interval - room) / _NS,
         )
 
-    def look(self, key: Hashable, now: float) -> Verdict:
-        """What `check` would say at `now`; nothing is counted."""
-        at = int(now * _NS)
-        wait = max(self._arrivals.get(key, 0), at) - at
-        room = self._burst - wait
-        return Verdict(
-            room >= self._interval,
-            self._limit,
-            room // self._interval,
-            wait / _NS,
-            max(0, self._interval - room) / _NS,
-        )
-
     def _forget(self, at: int) -> None:
         """Drop keys whose allowance is whole again, and what is beyond the capacity."""
         arrivals = self._arrivals

@@ -10,26 +10,40 @@ import re
 HIDDEN = "…"
 
 _NAMES = re.compile(
-    r"(^|[_\-.])(password|passwd|passphrase|token|key|nkey|seed|jwt|secret|authorization|cookie)s?$",
+    r"(^|[_\-.])(password|passwd|pwd|passphrase|token|key|apikey|nkey|seed|jwt|secret|credential"
+    r"|authorization|cookie)(s|[_\-.]?hash)?$",
     re.IGNORECASE,
 )
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+"""Between the words of `apiKey`."""
 _LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s]*@")
 _KEY_OF_OURS = re.compile(r"(nm[kjr]_)[A-Za-z0-9_-]{16,}")
 """API keys, join tokens and refresh tokens; cut off ones too."""
 _SEED = re.compile(r"(S[UANOCX]A)[A-Z2-7]{32,}")
 """Source: NATS nkeys, seeds of users, accounts, servers, operators, clusters and curves."""
 _BEARER = re.compile(r"(\bbearer(?:\s|%20|\+){1,8})[^\s\"',;]{8,}", re.IGNORECASE)
-_NAMED = re.compile(
-    r"((?:password|passwd|secret|api_?key|token|nkey)(?:=[\"']?|[\"']\s?:\s?[\"']))"
-    r"[^\s\"'&,;)\]}]+",
+_AUTHORIZATION = re.compile(
+    r"(authorization[\"']?\s{0,4}[:=,]\s{0,4}(?:b(?=[\"']))?[\"']?"
+    r"(?:(?:basic|bearer|digest|token)\s{1,8})?)"
+    r"[^\s\"']+",
     re.IGNORECASE,
 )
-"""`password=…` and `"api_key": "…"`."""
+_NAMED = re.compile(
+    r"((?:password|passwd|pwd|passphrase|secret|api[_-]?key|token|nkey|credential)s?(?:_?hash)?"
+    r"(?:\\{0,3}[\"']\s{0,4}[:=]|\s{0,4}=)\s{0,4}"
+    r"|(?:password|passwd|pwd|passphrase|x-api-key)s?\s{0,4}:\s{0,4})"
+    r"(?:(\\{0,3}[\"'])(?:(?!\2)(?:\\.|[^\\]))*(\2)?|[^\s&]+)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""`password=…`, `"api_key": "…"` and `password: …`: to the end of the quotes, and without quotes to
+the next space or `&`. `token: …` is what errors say of a setting.
+"""
 _MARKED = (
     (_KEY_OF_OURS, ("nmk_", "nmj_", "nmr_")),
     (_SEED, ("sua", "saa", "sna", "soa", "sca", "sxa")),
     (_BEARER, ("bearer",)),
-    (_NAMED, ("passw", "secret", "api", "token", "nkey")),
+    (_AUTHORIZATION, ("authorization",)),
+    (_NAMED, ("pass", "pwd", "secret", "api", "token", "nkey", "credential")),
 )
 """With what must be in a text, in lower case, for the pattern to find anything."""
 _DOTTED = re.compile(r"[A-Za-z0-9_.-]+")
@@ -40,7 +54,7 @@ _JWT_DOTS = 2
 
 def names_secret(name: str) -> bool:
     """Whether what stands under that name is a secret whatever it looks like: `api_key`."""
-    return _NAMES.search(name) is not None
+    return _NAMES.search(_HUMP.sub("_", name)) is not None
 
 
 def hide_secrets(text: str) -> str:
@@ -52,8 +66,14 @@ def hide_secrets(text: str) -> str:
     lower = text.lower()
     for pattern, marks in _MARKED:
         if any(mark in lower for mark in marks):  # most texts have none: spared a slower search
-            text = pattern.sub(rf"\g<1>{HIDDEN}", text)
+            text = pattern.sub(_hidden, text)
     return _DOTTED.sub(_without_jwt, text) if _JWT in text else text
+
+
+def _hidden(found: re.Match[str]) -> str:
+    """What is before the secret, and the quotes around it."""
+    before, *quotes = found.groups("")
+    return HIDDEN.join([before + quotes[0], quotes[1]] if quotes else [before, ""])
 
 
 def _without_jwt(run: re.Match[str]) -> str:

@@ -113,9 +113,11 @@ class LoginStore(Protocol):
         """All, by name."""
         ...
 
-    async def remove_user(self, name: str) -> User:
-        """Raises:
-        NotFoundError
+    async def remove_user(self, name: str, *, at: int) -> User:
+        """Forget a user, and revoke its refresh tokens with it, at unix ms `at`.
+
+        Raises:
+            NotFoundError
         """
         ...
 
@@ -163,5 +165,12 @@ class LoginStore(Protocol):
             seedling: Name, key and scopes.
             record: What the registry gets where it is a node.
             at: Unix ms.
+
+        Returns:
+            CHANGED is given again until `sown`: who had the old key must be out first.
         """
+        ...
+
+    async def sown(self, digest: str) -> None:
+        """Remember that this key was entered, and that all that follows from it is done."""
         ...

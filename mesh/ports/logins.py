@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -73,8 +74,9 @@ class Doorman(Protocol):
 class Bouncer(Protocol):
     """Ends live connections, at every server of the broker."""
 
-    async def kick(self, name: str) -> int:
-        """Cut every connection that logged in under this name; how many there were.
+    async def kick(self, names: Collection[str]) -> Counter[str]:
+        """Cut every connection that logged in under one of these names; how many there were, by
+        name.
 
         Raises:
             UnavailableError, DeadlineExceededError: The broker does not answer.

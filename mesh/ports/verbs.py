@@ -31,3 +31,11 @@ class Trail(Audit, VerbProvider, Protocol):
     async def stop(self) -> None:
         """Write what is left."""
         ...
+
+    async def last_origin(self, name: str) -> str:
+        """Address that somebody last logged in from, at any master; empty: not known.
+
+        Raises:
+            UnavailableError: The database is away.
+        """
+        ...

@@ -171,7 +171,7 @@ class AccessApi:
             ConflictError: The name is taken; the use of the token is given back.
         """
         request = NodeJoin(
-            digest=digest_of(join_token),
+            token=join_token,
             node=node,
             version=version,
             on_behalf=on_behalf,

@@ -23,6 +23,7 @@ from mesh.ports import (
 from mesh.runtime.access_api import digest_of
 from mesh.runtime.exclusion import Exclusion
 from mesh.runtime.issued_tokens import IssuedTokens, distinct, secret, who
+from mesh.runtime.logins import STRANGER
 from mesh.runtime.membership import Membership
 from mesh.types import Status
 from mesh.wire import subjects
@@ -167,8 +168,12 @@ class Admission:
         log.info("mesh.node.registered", node=record.slug, how=kind, by=by)
 
     async def _join(self, asked: NodeJoin, caller: str) -> NodeJoined:
-        ticket = await self._tokens.use_join(asked.digest, at=self._clock.unix_ms())
+        digest = digest_of(asked.token)
+        ticket = await self._tokens.use_join(digest, at=self._clock.unix_ms())
         if ticket is None:
+            self._audit.tally(
+                "login-refused", actor=STRANGER, subject="join token", origin=asked.origin
+            )
             raise UnauthorizedError("Invalid join token")
         try:
             record, api_key = await self._admit(

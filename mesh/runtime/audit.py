@@ -82,7 +82,8 @@ class AuditTrail:
         self._keep_ms = round(audit_days * _DAY_MS)
         self._background = Background(clock)
         self._queue: deque[_Noted] = deque()
-        self._tally = Tally()
+        self._tallies: dict[str, Tally] = {}
+        """By kind: what is refused to many hides nothing of what is granted."""
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -109,8 +110,9 @@ class AuditTrail:
         published yet, the next master publishes.
         """
         await self._background.stop()
-        for entry in self._tally.close():
-            self._enter_tallied(entry)
+        for kind, tally in self._tallies.items():
+            for entry in tally.close():
+                self._enter_tallied(kind, entry)
         try:
             async with asyncio.timeout(_STOP_WITHIN_S):
                 await self._write()
@@ -133,8 +135,9 @@ class AuditTrail:
         self._enter(kind, actor, subject, origin, details)
 
     def tally(self, kind: str, *, actor: str, subject: str, origin: str = "") -> None:
-        key = Key(kind, actor[:_MOST_ITEM_CHARS], origin[:_MOST_ITEM_CHARS])
-        first = self._tally.count(key, subject[:_MOST_CHARS], self._clock.monotonic())
+        key = Key(actor[:_MOST_ITEM_CHARS], origin[:_MOST_ITEM_CHARS])
+        tally = self._tallies.setdefault(kind, Tally())
+        first = tally.count(key, subject[:_MOST_CHARS], self._clock.monotonic())
         if first is not None:
             self._enter(kind, first.key.actor, first.subject, first.key.origin, {})
 
@@ -149,14 +152,15 @@ class AuditTrail:
         self._queue.append(_Noted(str(uuid7()), at, kind, actor, subject, origin, details))
         self._wake.set()
 
-    def _enter_tallied(self, entry: Tallied) -> None:
-        kind, actor, origin = entry.key
+    def _enter_tallied(self, kind: str, entry: Tallied) -> None:
+        actor, origin = entry.key
         self._enter(kind, actor, entry.subject, origin, {"count": entry.times})
 
     async def _tally_round(self) -> None:
         await self._clock.sleep(_TALLY_EVERY_S)
-        for entry in self._tally.due(self._clock.monotonic()):
-            self._enter_tallied(entry)
+        for kind, tally in self._tallies.items():
+            for entry in tally.due(self._clock.monotonic()):
+                self._enter_tallied(kind, entry)
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -251,6 +255,11 @@ class AuditTrail:
         await self._clock.sleep(_PRUNE_EVERY_S)
 
     # -- reading -----------------------------------------------------------------------------------
+
+    async def last_origin(self, name: str) -> str:
+        query = AuditQuery(kind="login-granted", subject=name, limit=1)
+        entries, _ = await self._store.find(query)
+        return entries[0].origin if entries else ""
 
     async def _page(self, query: AuditQuery, _caller: str) -> AuditPage:
         """Whoever has just done something finds it here."""

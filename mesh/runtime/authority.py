@@ -30,6 +30,7 @@ from mesh.runtime.background import Background
 from mesh.runtime.exclusion import Exclusion
 from mesh.runtime.issued_tokens import IssuedTokens, distinct, secret, who
 from mesh.runtime.kicks import Kicks
+from mesh.runtime.logins import STRANGER
 from mesh.runtime.membership import Membership
 from mesh.runtime.node_changes import NodeChanges
 from mesh.runtime.revocations import Revocations
@@ -121,6 +122,12 @@ class Authority:
     async def _authenticate(self, asked: Authenticate, _caller: str) -> Identity:
         holder = await self._logins.of_key(asked.digest, at=self._clock.unix_ms())
         if holder is None or holder.status is not Status.ACTIVE:
+            self._audit.tally(
+                "login-refused",
+                actor=STRANGER if holder is None else holder.name,
+                subject="API key",
+                origin=asked.origin,
+            )
             raise UnauthorizedError("Invalid API key")
         return Identity(subject=holder.name, scopes=list(holder.scopes), node=holder.node)
 

@@ -14,6 +14,7 @@ from mesh.runtime.revocations import Revocations
 log = structlog.get_logger()
 
 _LOOK_EVERY_S = 1.0
+_SELF = "master"
 
 
 class Exclusion:
@@ -54,7 +55,11 @@ class Exclusion:
         """Nobody has used the old key: the node comes with the new one in a moment, and is not to
         be thrown out again.
         """
-        await self._kicks.cut(node, by=by)
+        try:
+            await self._kicks.cut([node], by=by)
+        except MeshError as error:
+            log.warning("mesh.kick.delayed", names=1, error=str(error))
+            self._kicks.kick(node, by=by, once=True)
         await self.shut_out(node, by=by, off_broker=False)
 
     def ask_again(self, names: Sequence[str]) -> None:
@@ -69,7 +74,7 @@ class Exclusion:
             await self.shut_out(before.name, by=by)
             return
         self.ask_again([before.name])
-        if before.overlaps(self._clock.unix_ms()):  # the key before the old one was good until now
+        if before.previous_digest is not None:  # whoever came with it is forgotten from here on
             self._kicks.kick(before.name, by=by)
 
     async def end_overlaps(self) -> None:
@@ -78,11 +83,12 @@ class Exclusion:
         """
         now_ms = self._clock.unix_ms()
         try:
-            for holder in await self._logins.ended_overlaps(at=now_ms):
-                self._kicks.kick(holder.name, by="master", once=True)
-                self.ask_again([holder.name])
-                await self._logins.forget_previous(holder.name, at=now_ms)
-                log.info("mesh.key.overlap_ended", name=holder.name)
+            if ended := [one.name for one in await self._logins.ended_overlaps(at=now_ms)]:
+                await self._kicks.cut(ended, by=_SELF)
+                self.ask_again(ended)
+            for name in ended:
+                await self._logins.forget_previous(name, at=now_ms)
+                log.info("mesh.key.overlap_ended", name=name)
         except MeshError as error:  # the old keys open nothing; connections are cut a little later
             log.warning("mesh.key.overlaps_unknown", error=str(error))
         await self._clock.sleep(_LOOK_EVERY_S)

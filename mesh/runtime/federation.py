@@ -14,7 +14,13 @@ import msgspec
 
 from mesh.core.merge import rank
 from mesh.core.route_table import Holder, RouteTable, refusal
-from mesh.errors import DeadlineExceededError, InvalidError, MeshError, UnavailableError
+from mesh.errors import (
+    DeadlineExceededError,
+    ForbiddenError,
+    InvalidError,
+    MeshError,
+    UnavailableError,
+)
 from mesh.ports import Clock
 from mesh.runtime.caller import Caller
 from mesh.runtime.results import TextKey, coverage, missing_texts, search_result
@@ -98,6 +104,7 @@ class Federation:
 
         Raises:
             InvalidError: What the mesh or every node asked refuses.
+            ForbiddenError: No node may be asked.
             UnavailableError: `require` is not met; names the shards.
         """
         began = self._clock.monotonic()
@@ -166,6 +173,10 @@ class Federation:
                     reports += [_report(holder, "failed", str(outcome)) for holder in holders]
         if refusals and not parts and all(report.status == "skipped" for report in reports):
             raise refusals[0]  # else one that did not answer may know what others refuse
+        if outcomes and all(isinstance(outcome, ForbiddenError) for outcome in outcomes):
+            raise ForbiddenError(
+                "this takes the scope 'search'; search:COLLECTION works over HTTP only"
+            )
         return parts, reports
 
     async def _ask(

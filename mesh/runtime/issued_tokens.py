@@ -25,6 +25,7 @@ from mesh.ports import (
 )
 from mesh.runtime.access_api import digest_of
 from mesh.runtime.exclusion import Exclusion
+from mesh.runtime.logins import STRANGER
 from mesh.runtime.revocations import Revocations
 from mesh.types import Status
 from mesh.wire import subjects
@@ -201,6 +202,9 @@ class IssuedTokens:
         now_ms = self._clock.unix_ms()
         found = await self._store.rotate(asked.digest, at=now_ms)
         if found is None:
+            self._audit.tally(
+                "login-refused", actor=STRANGER, subject="refresh token", origin=asked.origin
+            )
             raise _bad_refresh()
         old, unused = found
         if not unused:
@@ -232,6 +236,9 @@ class IssuedTokens:
             await self._exclusion.shut_out(old.subject, by="master", off_broker=False)
             grant = None
         if grant is None:
+            self._audit.tally(
+                "login-refused", actor=old.subject, subject="refresh token", origin=asked.origin
+            )
             raise _bad_refresh()
         by = who(asked, caller)
         self._audit.note(

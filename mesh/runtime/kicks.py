@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Mapping, Sequence
 
 import structlog
 
-from mesh.errors import MeshError
 from mesh.ports import Audit, Bouncer, Clock
 from mesh.runtime.background import Background
 
@@ -20,7 +19,6 @@ _STEP_S = 0.1
 """Whoever waits for the next time looks that often whether there is an earlier one by now."""
 _RETRY_FIRST_S = 0.25
 _RETRY_MOST_S = 5.0
-_MOST_AT_ONCE = 8
 
 
 class _Plan:
@@ -29,12 +27,12 @@ class _Plan:
     def __init__(self, by: str) -> None:
         self.by = by
         self.due: list[float] = []
-        self.failures = 0
 
 
 class Kicks:
-    """One plan per name, however often it is asked for; names are those of nodes and users, so
-    there are no more plans than of these were changed within seconds.
+    """One plan per name, however often it is asked for, and one look at the broker for all that are
+    due; names are those of nodes and users, so there are no more plans than of these were changed
+    within seconds.
     """
 
     def __init__(
@@ -45,7 +43,8 @@ class Kicks:
         self._clock = clock
         self._background = background
         self._plans: dict[str, _Plan] = {}
-        self._slots = asyncio.Semaphore(_MOST_AT_ONCE)
+        self._failures = 0
+        self._running = False
 
     def kick(self, name: str, *, by: str, once: bool = False) -> None:
         """Cut every connection of that name; returns at once.
@@ -56,49 +55,54 @@ class Kicks:
             once: Only now: no login that is on its way can do harm.
         """
         now = self._clock.monotonic()
-        plan = self._plans.get(name)
-        if plan is None:
-            plan = self._plans[name] = _Plan(by)
-            self._background.spawn(f"kick-{name}", self._carry_out(name, plan))
+        plan = self._plans.setdefault(name, _Plan(by))
         plan.by = by
         plan.due = [now, *plan.due] if once else [now + after for after in _AFTER_S]
+        if not self._running:
+            self._running = True
+            self._background.spawn("kick", self._carry_out())
 
-    async def cut(self, name: str, *, by: str) -> None:
-        """Cut every connection of that name, once, before this returns: whoever logs in after it
-        stays. Where the broker does not answer it is done as `kick` does it.
+    async def cut(self, names: Sequence[str], *, by: str) -> None:
+        """Cut every connection of these names, once, before this returns: whoever logs in after it
+        stays.
+
+        Raises:
+            UnavailableError, DeadlineExceededError: The broker does not answer.
         """
-        try:
-            ended = await self._bouncer.kick(name)
-        except MeshError as error:
-            log.warning("mesh.kick.delayed", name=name, error=str(error))
-            self.kick(name, by=by, once=True)
-            return
-        self._tell(name, ended, by)
+        ended = await self._bouncer.kick(names)
+        for name in names:
+            self._tell(name, ended[name], by)
 
-    async def _carry_out(self, name: str, plan: _Plan) -> None:
+    async def _carry_out(self) -> None:
         try:
-            while plan.due:
+            while self._plans:
                 now = self._clock.monotonic()
-                if plan.due[0] > now:
-                    await self._clock.sleep(min(plan.due[0] - now, _STEP_S))
-                    continue
-                plan.due = [at for at in plan.due if at > now]
-                async with self._slots:
-                    await self._try(name, plan)
+                due = {name: plan for name, plan in self._plans.items() if plan.due[0] <= now}
+                if due:
+                    await self._try(due, now)
+                else:
+                    soonest = min(plan.due[0] for plan in self._plans.values())
+                    await self._clock.sleep(min(soonest - now, _STEP_S))
         finally:
-            self._plans.pop(name, None)
+            self._running = False
 
-    async def _try(self, name: str, plan: _Plan) -> None:
+    async def _try(self, plans: Mapping[str, _Plan], now: float) -> None:
+        for plan in plans.values():  # whoever is asked for meanwhile is due again
+            plan.due = [at for at in plan.due if at > now]
         try:
-            ended = await self._bouncer.kick(name)
-        except MeshError as error:
-            wait_s = min(_RETRY_FIRST_S * 2**plan.failures, _RETRY_MOST_S)
-            plan.failures += 1
-            plan.due = sorted([self._clock.monotonic() + wait_s, *plan.due])
-            log.warning("mesh.kick.delayed", name=name, retry_s=wait_s, error=str(error))
+            ended = await self._bouncer.kick(list(plans))
+        except Exception as error:  # noqa: BLE001 (whatever it is, they must go)
+            wait_s = min(_RETRY_FIRST_S * 2**self._failures, _RETRY_MOST_S)
+            self._failures += 1
+            for plan in plans.values():
+                plan.due = sorted([self._clock.monotonic() + wait_s, *plan.due])
+            log.warning("mesh.kick.delayed", names=len(plans), retry_s=wait_s, error=str(error))
             return
-        plan.failures = 0
-        self._tell(name, ended, plan.by)
+        self._failures = 0
+        for name, plan in plans.items():
+            self._tell(name, ended[name], plan.by)
+            if not plan.due:
+                del self._plans[name]
 
     def _tell(self, name: str, ended: int, by: str) -> None:
         if ended:

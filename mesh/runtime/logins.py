@@ -28,6 +28,7 @@ from mesh.ports import (
 )
 from mesh.runtime.access_api import digest_of
 from mesh.runtime.exclusion import Exclusion
+from mesh.runtime.whereabouts import Whereabouts
 from mesh.types import Status
 from mesh.wire import subjects
 from mesh.wire.messages import NodeRecord
@@ -44,8 +45,10 @@ _NOBODYS = "-" * 64
 """As long as a digest, and none: who is compared with it is not let in."""
 _SEEN_EVERY_MS = 60_000
 _FULL_TOLD_EVERY_S = 60.0
-_STRANGER = "unknown"
-"""Actor of a login under a name that nobody has: there may be any number of them."""
+STRANGER = "(unknown)"
+"""Actor of a login under a name that nobody has: there may be any number of them. No token, so that
+nobody can be called so.
+"""
 _SELF = "master"
 
 
@@ -63,10 +66,12 @@ class Logins:
         tokens: TokenStore,
         *,
         audit: Audit,
+        whereabouts: Whereabouts,
         clock: Clock,
         config: SecurityConfig,
     ) -> None:
         self._store = store
+        self._whereabouts = whereabouts
         self._tokens = tokens
         self._audit = audit
         self._clock = clock
@@ -82,13 +87,13 @@ class Logins:
         """
         name = attempt.user
         if len(attempt.secret) > _MOST_SECRET_CHARS:
-            raise self._refused(attempt, _STRANGER)
+            raise self._refused(attempt, STRANGER)
         if permissions.is_joiner(name):
             return await self._joiner(attempt)
         try:
             subjects.free_name(name)
         except InvalidError:
-            raise self._refused(attempt, _STRANGER) from None
+            raise self._refused(attempt, STRANGER) from None
         holder = await self._store.find(name)
         digest = digest_of(attempt.secret)
         now_ms = self._clock.unix_ms()
@@ -96,10 +101,10 @@ class Logins:
         if holder is None:
             if self._config.approval_queue:
                 await self._wait(attempt, digest, now_ms)
-            raise self._refused(attempt, _STRANGER)
+            raise self._refused(attempt, STRANGER)
         if not is_good or not may_connect(holder.status):
             raise self._refused(attempt, name)
-        self._audit.tally("login-granted", actor=name, subject=name, origin=attempt.address)
+        self._granted(attempt, name)
         until = None if until_ms is None else -(-until_ms // 1000)
         return LoginGrant(name, _permissions(holder), until)
 
@@ -108,10 +113,8 @@ class Logins:
         now_ms = self._clock.unix_ms()
         ticket = await self._tokens.good_join(digest_of(attempt.secret), at=now_ms)
         if ticket is None:
-            raise self._refused(attempt, _STRANGER)
-        self._audit.tally(
-            "login-granted", actor=f"join:{ticket}", subject=attempt.user, origin=attempt.address
-        )
+            raise self._refused(attempt, STRANGER)
+        self._granted(attempt, f"join:{ticket}")
         until = now_ms // 1000 + _JOINER_S
         return LoginGrant(attempt.user, permissions.of_joiner(attempt.user), until)
 
@@ -146,6 +149,11 @@ class Logins:
             self._full_told_at = now
             log.warning("mesh.approvals.full", waiting=self._config.max_pending)
 
+    def _granted(self, attempt: LoginAttempt, actor: str) -> None:
+        address = attempt.address[:_MOST_ADDRESS_CHARS]
+        self._whereabouts.saw(attempt.user, address)
+        self._audit.tally("login-granted", actor=actor, subject=attempt.user, origin=address)
+
     def _refused(self, attempt: LoginAttempt, actor: str) -> UnauthorizedError:
         subject = attempt.user if _is_token(attempt.user) else "not a name"
         address = attempt.address[:_MOST_ADDRESS_CHARS]
@@ -176,6 +184,7 @@ class Logins:
                 case Sown.CHANGED:
                     self._audit.note("key-rotated", actor=_SELF, subject=name)
                     await exclusion.shut_out(name, by=_SELF)
+                    await self._store.sown(seedling.digest)  # else it is done again, with all of it
                 case Sown.TAKEN:
                     log.warning("mesh.seedling.name_taken", name=name, node=seedling.node)
                 case Sown.KNOWN:

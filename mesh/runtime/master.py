@@ -33,6 +33,7 @@ from mesh.runtime.membership import Membership
 from mesh.runtime.route_publisher import RoutePublisher
 from mesh.runtime.serving import Responder
 from mesh.runtime.signing_keys import SigningKeys
+from mesh.runtime.whereabouts import Whereabouts
 from mesh.wire import subjects
 from mesh.wire.messages import RouteNode
 
@@ -132,7 +133,10 @@ class Master:
             background=self._background,
             config=security,
         )
-        self._logins = Logins(logins, tokens, audit=audit, clock=clock, config=security)
+        whereabouts = Whereabouts(audit.last_origin, clock)
+        self._logins = Logins(
+            logins, tokens, audit=audit, whereabouts=whereabouts, clock=clock, config=security
+        )
         self._doorman = doorman
         self._signing = signing
         self._audit = audit
@@ -142,6 +146,7 @@ class Master:
             self._publisher,
             self._history_index,
             (self._authority, signing, audit),
+            whereabouts=whereabouts,
             registry=registry,
             history=history,
             clock=clock,

@@ -16,6 +16,7 @@ from mesh.runtime.history_index import HistoryIndex
 from mesh.runtime.membership import Membership
 from mesh.runtime.route_publisher import RoutePublisher
 from mesh.runtime.serving import Responder
+from mesh.runtime.whereabouts import Whereabouts
 from mesh.types import VERSION
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
@@ -52,6 +53,7 @@ class MasterApi:
         history_index: HistoryIndex,
         providers: Sequence[VerbProvider],
         *,
+        whereabouts: Whereabouts,
         registry: Registry,
         history: History,
         clock: Clock,
@@ -62,6 +64,7 @@ class MasterApi:
         self._view = membership.view
         self._publisher = publisher
         self._history_index = history_index
+        self._whereabouts = whereabouts
         self._registry = registry
         self._history = history
         self._clock = clock
@@ -107,8 +110,10 @@ class MasterApi:
             request = codec.decode(data or b"{}", kind)
             if request.deadline and self._clock.unix_ms() >= request.deadline:
                 raise DeadlineExceededError("the request had expired before it was read")
-            if caller not in _SPEAK_FOR_OTHERS and (request.on_behalf or request.origin):
-                request = msgspec.structs.replace(request, on_behalf="", origin="")
+            if caller not in _SPEAK_FOR_OTHERS:
+                origin = await self._whereabouts.of(caller)
+                if request.on_behalf or request.origin != origin:
+                    request = msgspec.structs.replace(request, on_behalf="", origin=origin)
             return await verb(request, caller)
 
         return serve

@@ -7,7 +7,7 @@ when they are away.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 
@@ -15,13 +15,14 @@ from mesh.config import HealthConfig
 from mesh.core import failure_detector as detector
 from mesh.core.failure_detector import Effect, Event, FailureDetector
 from mesh.core.node_view import NodeView
+from mesh.core.seldom import Seldom
 from mesh.errors import BadRequestError, MeshError, NotFoundError
 from mesh.ports import Bus, Clock, Message, Registry, Subscription
 from mesh.runtime.background import Background
 from mesh.runtime.prober import Answered, Failed, Prober, ProbeResult
 from mesh.types import VERSION, Health, Status
 from mesh.wire import codec, subjects
-from mesh.wire.messages import Changed, Heartbeat, NodeEvent, NodeRecord
+from mesh.wire.messages import Changed, Heartbeat, NodeEvent, NodeRecord, NodeUpdate, Revoked
 
 log = structlog.get_logger()
 
@@ -74,6 +75,10 @@ class Membership:
         self._strangers: dict[str, Heartbeat] = {}
         """The last beats of nodes that are not in the view, until they are looked up."""
         self._looking = False
+        self._changed: set[str] = set()
+        """Nodes that a master has changed, until they are looked up."""
+        self._looking_again = False
+        self._seldom = Seldom()
         self._subscriptions: list[Subscription] = []
         self.view = NodeView()
         self.dropped = 0
@@ -112,6 +117,7 @@ class Membership:
         for subject, handler in (
             (f"{subjects.PREFIX}.hb.*", self._on_heartbeat),
             (f"{subjects.PREFIX}.evt.*.*", self._on_event),
+            (subjects.REVOKED, self._on_revoked),
         ):
             self._subscriptions.append(await self._bus.subscribe(subject, handler))
         self._background.repeat("beat", self._beat)
@@ -260,11 +266,57 @@ class Membership:
         except (MeshError, ValueError) as error:
             self._drop(message, error)
 
+    def _on_revoked(self, message: Message) -> None:
+        """Another master has removed or changed these nodes."""
+        try:
+            names = codec.decode(message.data, Revoked).subjects
+        except (MeshError, ValueError) as error:
+            self._drop(message, error)
+            return
+        self._changed.update(name for name in names if name in self.view)
+        if self._changed and not self._looking_again:
+            self._looking_again = True
+            self._background.spawn("look-again", self._look_again())
+
+    async def _look_again(self) -> None:
+        try:
+            while names := self._changed:
+                self._changed = set()
+                try:
+                    found = await self._registry.lookup(names)
+                except MeshError as error:
+                    self._changed |= names
+                    log.warning(
+                        "mesh.membership.look_up_failed", nodes=len(names), error=str(error)
+                    )
+                    await self._clock.sleep(self._health.heartbeat_interval_s)
+                else:
+                    self._take_over(names, {record.slug: record for record in found})
+        finally:
+            self._looking_again = False
+
+    def _take_over(self, names: Collection[str], found: Mapping[str, NodeRecord]) -> None:
+        """What the database has of these nodes now."""
+        for record in self.view.records():
+            if record.slug not in names:
+                continue
+            now = found.get(record.slug)
+            if now is None:
+                self.remove(record)
+                log.info("mesh.node.gone", node=record.slug)
+            elif _settings(now) != _settings(record):
+                self.change(now)
+
     def _drop(self, message: Message, error: Exception) -> None:
         self.dropped += 1
-        log.warning(
-            "mesh.membership.message_dropped", subject=message.subject[:200], error=str(error)
-        )
+        more = self._seldom.turn(self._clock.monotonic())
+        if more is not None:
+            log.warning(
+                "mesh.membership.message_dropped",
+                subject=message.subject[:200],
+                error=str(error),
+                more_before=more,
+            )
 
     # -- what is decided ---------------------------------------------------------------------------
 
@@ -356,3 +408,8 @@ class Membership:
             else:
                 for record in batch:
                     self.view.saved(record)
+
+
+def _settings(record: NodeRecord) -> tuple[object, ...]:
+    """What an operator may change."""
+    return tuple(getattr(record, field) for field in NodeUpdate.__struct_fields__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 
 import structlog
@@ -63,9 +62,6 @@ class NodeChanges:
         record = await self._registry.update(slug, asked.change)
         changed = self._membership.change(record)
         by = who(asked, caller)
-        if asked.change.status is not None and record.status is not Status.ACTIVE:
-            out = not may_connect(record.status)
-            await self._exclusion.shut_out(slug, by=by, off_broker=out)
         self._audit.note(
             "node-updated",
             actor=by,
@@ -74,6 +70,11 @@ class NodeChanges:
             fields=_named(asked.change),
             status=record.status.value,
         )
+        if asked.change.status is not None and record.status is not Status.ACTIVE:
+            out = not may_connect(record.status)
+            await self._exclusion.shut_out(slug, by=by, off_broker=out)
+        else:  # the other masters look again as well
+            self._exclusion.ask_again([slug])
         log.info("mesh.node.updated", node=slug, by=by)
         return changed
 
@@ -98,13 +99,16 @@ class NodeChanges:
 
     async def _remove(self, asked: NodeName, caller: str) -> NodeRecord:
         record = await self._membership.find(asked.node)
-        # It may be gone from the database: by another master, or a try that got only so far.
-        with contextlib.suppress(NotFoundError):
-            await self._registry.remove(record.slug)
         by = who(asked, caller)
-        await self._exclusion.shut_out(record.slug, by=by)
-        self._membership.remove(record)
+        is_free = True
+        try:
+            await self._registry.remove(record.slug)
+        except NotFoundError:  # by another master, or by a try that got only so far
+            is_free = await self._logins.find(record.slug) is None
         self._audit.note("node-removed", actor=by, subject=record.slug, origin=asked.origin)
+        if is_free:
+            await self._exclusion.shut_out(record.slug, by=by)
+        self._membership.remove(record)
         log.info("mesh.node.removed", node=record.slug, by=by)
         return record
 

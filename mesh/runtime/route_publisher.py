@@ -107,17 +107,16 @@ class RoutePublisher:
                     await self._wake.wait()
         self._wake.clear()
         self._publish_changes()
-        if self._clock.monotonic() >= self._snapshot_due_at:
-            self._publish_snapshot()
         await self._clock.sleep(_COALESCE_S)
 
     def _publish_changes(self) -> None:
         nodes, blind = self._source()
         old, self.table = self.table, self.table.succeed(nodes, blind=blind)
-        if self.table is old:
-            return
-        if old.version == 0:
+        # First of all where it is due: a change of what callers may not have tells them nothing.
+        if self._clock.monotonic() >= self._snapshot_due_at or old.version == 0:
             self._publish_snapshot()
+            return
+        if self.table is old:
             return
         delta = diff(old, self.table)
         if _size(delta) > MAX_PAGE_BYTES:

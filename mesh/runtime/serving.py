@@ -15,6 +15,7 @@ import structlog
 
 from mesh.config import RateLimitConfig
 from mesh.core.rate_limit import RateLimiter
+from mesh.core.seldom import Seldom
 from mesh.errors import InternalError, MeshError, OverloadedError, TooLargeError
 from mesh.ports import Bus, Clock, Message
 from mesh.wire import codec
@@ -101,6 +102,7 @@ class Responder:
         self.in_flight = 0
         self.queued = 0
         self.dropped = 0
+        self._drops_told = Seldom()
         self._refused_at: float | None = None
 
     def refused_within(self, seconds: float) -> bool:
@@ -139,9 +141,15 @@ class Responder:
         return message.reply.startswith(f"{PREFIX}.re.{self._name}.{caller}.")
 
     def drop(self, message: Message, why: str) -> None:
-        """Count a message that cannot be answered."""
+        """Count a message that cannot be answered. One line a second tells of all: anybody with a
+        login can send them.
+        """
         self.dropped += 1
-        log.warning("mesh.serving.message_dropped", subject=message.subject, why=why)
+        untold = self._drops_told.turn(self._clock.monotonic())
+        if untold is not None:
+            log.warning(
+                "mesh.serving.message_dropped", subject=message.subject, why=why, untold=untold
+            )
 
     def cancel(self, caller: str, request: str) -> bool:
         """Stop what that caller, and no other, asked under that id; whether there was anything.

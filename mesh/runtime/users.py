@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from mesh.errors import ConflictError, NotFoundError
+from mesh.errors import ConflictError, InvalidError, NotFoundError
 from mesh.ports import Audit, Clock, LoginStore, Verb
 from mesh.runtime.access_api import digest_of
 from mesh.runtime.admission import API_KEY
@@ -38,7 +38,7 @@ class Users:
         self._clock = clock
         self.verbs: Mapping[str, tuple[type[Request], Verb]] = {
             "user-create": (UserCreate, self._create),
-            "user-remove": (UserName, self._remove),
+            "user-remove": (UserName, self._remove_another),
             "user-rotate-key": (UserKeyRotate, self._rotate_key),
             "users": (Request, self._list),
         }
@@ -69,15 +69,33 @@ class Users:
         log.info("mesh.user.created", user=user.name, scopes=user.scopes, by=by)
         return UserKey(user=user, api_key=api_key)
 
+    async def _remove_another(self, asked: UserName, caller: str) -> User:
+        """Whoever removed himself would be cut off before the answer, and may be the last one who
+        can let anybody in.
+        """
+        if asked.name == caller:
+            message = "is you: somebody else has to remove you"
+            raise InvalidError(f"name: {message}", fields={"name": [message]})
+        return await self._remove(asked, caller)
+
     async def _remove(self, asked: UserName, caller: str) -> User:
-        user = await self._logins.remove_user(asked.name)
         by = who(asked, caller)
+        try:
+            user = await self._logins.remove_user(asked.name, at=self._clock.unix_ms())
+        except NotFoundError:
+            # A try before may have got only so far; unless the name is somebody else's by now.
+            if await self._logins.find(asked.name) is None:
+                await self._exclusion.shut_out(asked.name, by=by)
+            raise
         self._audit.note("user-removed", actor=by, subject=user.name, origin=asked.origin)
         await self._exclusion.shut_out(user.name, by=by)
         log.info("mesh.user.removed", user=user.name, by=by)
         return user
 
     async def _rotate_key(self, asked: UserKeyRotate, caller: str) -> UserKey:
+        if asked.name == caller and not asked.overlap_s:
+            message = "your own key: give --overlap, so that the answer reaches you"
+            raise InvalidError(f"overlap_s: {message}", fields={"overlap_s": [message]})
         api_key = secret(API_KEY)
         until = self._clock.unix_ms() + asked.overlap_s * 1000 if asked.overlap_s else 0
         before = await self._logins.rotate(

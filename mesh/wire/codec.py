@@ -87,6 +87,10 @@ _WORDS = [
     (re.compile(r"Expected `\w+` of length (>=|<=) (\d+)$"), "must have {0} {1} entries"),
     (re.compile(r"Expected `\w+` (>=|<=|>|<) (\S+)$"), "must be {0} {1}"),
     (
+        re.compile(r"Expected `str` matching regex .*\|admin\).*$"),
+        "must be search, search:COLLECTION, actions, actions:NAME or admin",
+    ),
+    (
         re.compile(r"Expected `str` matching regex .*A-Za-z0-9_.*$"),
         "must be a name: letters, digits, '_' and '-'",
     ),

@@ -219,16 +219,16 @@ async def test_users_come_by_name_and_go(store):
     for name in ("web", "app"):
         await store.create_user(user(name, description=f"the {name}"), f"k-{name}")
     assert await store.users() == [user(n, description=f"the {n}") for n in ("app", "web")]
-    assert await store.remove_user("app") == user("app", description="the app")
+    assert await store.remove_user("app", at=NOW) == user("app", description="the app")
     assert await store.find("app") is None
     with pytest.raises(NotFoundError, match="app"):
-        await store.remove_user("app")
+        await store.remove_user("app", at=NOW)
     await store.create_user(user("app"), "k3")
 
 
 async def test_a_node_is_no_user(registered):
     with pytest.raises(NotFoundError):
-        await registered.remove_user("crm")
+        await registered.remove_user("crm", at=NOW)
     assert await registered.find("crm")
 
 
@@ -343,7 +343,7 @@ async def test_a_seedling_is_entered_once(world):
     store, _ = world
     assert await store.sow(seedling(), node("ops"), at=NOW) is Sown.ENTERED
     assert await store.users() == [user("ops")]
-    await store.remove_user("ops")
+    await store.remove_user("ops", at=NOW)
     assert await store.sow(seedling(), node("ops"), at=NOW) is Sown.KNOWN
     assert await store.find("ops") is None, "who was removed does not come back"
     assert await store.sow(seedling(digest="s2"), node("ops"), at=NOW) is Sown.ENTERED

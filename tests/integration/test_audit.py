@@ -33,7 +33,7 @@ class World:
 
     async def open(self):
         config = NatsConfig(servers=[self._broker.url])
-        self.bus = await NatsBus.connect("master", config, login=self._broker.login())
+        self.bus = await NatsBus.connect("auth", config, login=self._broker.keys.auth_login())
         self._opened.push_async_callback(self.bus.close)
 
     async def close(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -38,9 +39,9 @@ from mesh.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from mesh.ports import AccessTokenRecord
+from mesh.ports import AccessTokenRecord, LoginAttempt
 from mesh.runtime import issued_tokens, revocations
-from mesh.runtime.access_api import AccessApi
+from mesh.runtime.access_api import AccessApi, digest_of
 from mesh.runtime.caller import Caller
 from mesh.runtime.gatekeeper import Gatekeeper
 from mesh.runtime.master import Master
@@ -49,9 +50,11 @@ from mesh.runtime.signing_keys import KeyRing
 from mesh.types import Status
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
+    Authenticate,
     Grant,
     Identity,
     NodeChange,
+    NodeJoin,
     NodeJoined,
     NodeName,
     NodeRecord,
@@ -59,6 +62,7 @@ from mesh.wire.messages import (
     NodeRegistered,
     NodeUpdate,
     Revoked,
+    TokenRefresh,
     Trust,
     TrustQuery,
 )
@@ -485,7 +489,7 @@ async def test_other_changes_shut_nobody_out(office):
     change = NodeChange(node="shop", change=NodeUpdate(weight=3.0, status=Status.ACTIVE))
     await office.ask("update", change, NodeRecord)
     assert await office.good(joined.grant.access_token)
-    assert office.told == []
+    assert office.told == [Revoked(subjects=["shop"])], "the other masters look again"
 
 
 @pytest.mark.parametrize(
@@ -493,7 +497,7 @@ async def test_other_changes_shut_nobody_out(office):
     [
         ("gateway", "gateway for ann", "192.0.2.7"),
         ("bridge", "bridge for ann", "192.0.2.7"),
-        ("ops", "ops", ""),
+        ("ops", "ops", "198.51.100.3"),
         ("crm2", "crm2", ""),
     ],
 )
@@ -502,6 +506,9 @@ async def test_whom_a_caller_speaks_for_is_written_down_where_it_is_believed(
 ):
     asking = Caller(office.broker.bus(caller), office.clock)
     mesh, access = RegistryApi(asking), AccessApi(asking)
+    made = await office.access.create_user("ops", ["admin"])
+    await office.door.judge(LoginAttempt("ops", made.api_key, "198.51.100.3"))
+    office.trail.entries.clear()
     said = {"on_behalf": "ann", "origin": "192.0.2.7"}
     with structlog.testing.capture_logs() as logged:
         await mesh.register_node(NodeRegister(name="crm"), **said)
@@ -567,6 +574,84 @@ async def test_a_removal_that_got_half_way_can_be_asked_for_again(office, monkey
     await office.refused(joined.grant.access_token)
     with pytest.raises(NotFoundError):
         await office.ask("remove", NodeName(node="shop"), NodeRecord)
+
+
+async def test_a_user_whose_removal_got_half_way_is_shut_out_by_the_next_one(office, monkeypatch):
+    await office.access.create_user("web", ["search"])
+    identity = Identity(subject="web", scopes=["search"])
+    grant = await office.master._authority.issued.grant(identity, ttl_s=60, family="f")
+
+    async def fail(*_args: object, **_options: object) -> None:
+        raise UnavailableError("the database is not available")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(office.registry.tokens, "revoke_subject", fail)
+        with pytest.raises(UnavailableError):
+            await office.access.remove_user("web")
+    await office.refresh_refused(grant.refresh_token)
+    assert await office.good(grant.access_token)
+    office.door.kicks.clear()
+    with pytest.raises(NotFoundError):
+        await office.access.remove_user("web")
+    await office.refused(grant.access_token)
+    async with asyncio.timeout(2):
+        while "web" not in office.door.kicks:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_removed_users_name_may_be_a_nodes_by_now(office):
+    joined = await office.joined("web")
+    with pytest.raises(NotFoundError):
+        await office.access.remove_user("web")
+    assert await office.good(joined.grant.access_token)
+    assert office.door.kicks == []
+
+
+async def test_what_is_refused_at_the_gateway_is_written_down_with_its_address(office):
+    asked = {"origin": "192.0.2.7", "on_behalf": ""}
+    bus = office.broker.bus("gateway")
+    gateway = Caller(bus, office.clock)
+    for verb, request, kind in (
+        ("authenticate", Authenticate(digest="0" * 64, **asked), Identity),
+        ("token-refresh", TokenRefresh(digest="0" * 64, **asked), Grant),
+        ("join", NodeJoin(token="nmj_x", node=NodeRegister(name="x"), **asked), NodeJoined),
+    ):
+        office.trail.counts.clear()
+        with pytest.raises(UnauthorizedError):
+            await gateway.master(verb, request, kind, 5.0)
+        assert office.trail.counts == {("login-refused", "(unknown)", "192.0.2.7"): 1}, verb
+    await bus.close()
+
+
+async def test_two_rotations_one_after_the_other_leave_nobody_with_the_oldest_key(office):
+    """Also where the first overlap has just ended and nobody has looked yet."""
+    await office.access.create_user("web", ["search"])
+    await office.access.rotate_user_key("web", 5)
+    before = await office.registry.logins.find("web")
+    ended = before._replace(previous_until=1)
+    office.door.kicks.clear()
+    await office.master._authority.exclusion.key_replaced(ended, previous_until=2**40, by="ops")
+    async with asyncio.timeout(2):
+        while "web" not in office.door.kicks:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_key_is_forgotten_once_whoever_had_it_is_out(office):
+    await office.access.create_user("web", ["search"])
+    await office.access.rotate_user_key("web", 60)
+    office.door.failing = 2
+    office.clock.ahead_s = 61
+    exclusion = office.master._authority.exclusion
+    ended = await office.registry.logins.ended_overlaps(at=office.clock.unix_ms())
+    assert [holder.name for holder in ended] == ["web"]
+    looking = asyncio.create_task(exclusion.end_overlaps())
+    await asyncio.sleep(0.2)
+    assert await office.registry.logins.ended_overlaps(at=office.clock.unix_ms()) == ended
+    async with asyncio.timeout(10):
+        while await office.registry.logins.ended_overlaps(at=office.clock.unix_ms()):
+            await asyncio.sleep(0.05)
+    assert not office.door.failing
+    looking.cancel()
 
 
 async def test_a_node_that_is_removed_while_it_refreshes_gets_nothing_that_lasts(office):
@@ -669,6 +754,23 @@ async def test_a_name_is_never_both_a_node_and_somebody_with_tokens(office, monk
         with pytest.raises(ConflictError, match="there is a node"):
             await office.access.issue("web", ["search"])
     assert (await office.access.tokens(subject="web")).tokens == []
+
+
+async def test_the_databases_copy_of_a_join_token_lets_nobody_join(office):
+    made = await office.access.create_join_token()
+    with pytest.raises(UnauthorizedError):
+        await office.access.join(digest_of(made.join_token), NodeRegister(name="shop"))
+    asked = NodeJoin(token=made.join_token, node=NodeRegister(name="shop"))
+    assert made.join_token not in repr(asked)
+    old = {"digest": digest_of(made.join_token), "node": {"name": "shop"}}
+    bus = office.broker.bus("late")
+    reply = await bus.request(
+        subjects.master("join", "late"), json.dumps(old).encode(), responder="master", timeout_s=5
+    )
+    with pytest.raises(MeshError):
+        codec.result_of(reply, NodeJoined)
+    await bus.close()
+    assert await office.access.join(made.join_token, NodeRegister(name="shop"))
 
 
 async def test_ten_nodes_race_for_one_join_token(office):

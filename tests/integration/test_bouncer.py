@@ -11,6 +11,7 @@ import time
 import nats
 import pytest
 import pytest_asyncio
+from fakes import MemoryTrail
 
 import mesh.adapters.nats.bouncer as bouncer_module
 from mesh import bootstrap
@@ -24,6 +25,8 @@ from mesh.config import NatsConfig
 from mesh.core import permissions
 from mesh.errors import InvalidError, UnauthorizedError
 from mesh.ports import LoginGrant
+from mesh.runtime.background import Background
+from mesh.runtime.kicks import Kicks
 
 
 class Gate:
@@ -86,12 +89,12 @@ async def test_every_connection_of_a_name_ends_and_no_other_one(gate):
     first, heartbeats = await gate.enter("crm"), await gate.enter("crm")
     others = [await gate.enter(name) for name in ("crm2", "cr", "shop")]
     began = time.monotonic()
-    kicking = asyncio.create_task(gate.bouncer.kick("crm"))
+    kicking = asyncio.create_task(gate.bouncer.kick(["crm"]))
     async with asyncio.timeout(1):
         await first.wait()
         await heartbeats.wait()
     gone_s = time.monotonic() - began
-    assert await kicking == 2
+    assert await kicking == {"crm": 2}
     assert gone_s < 0.5
     assert not any(other.is_set() for other in others)
     for client in gate.clients[2:]:
@@ -100,13 +103,13 @@ async def test_every_connection_of_a_name_ends_and_no_other_one(gate):
 
 async def test_whoever_is_not_there_is_no_error(gate):
     await gate.enter("shop")
-    assert await gate.bouncer.kick("crm") == 0
+    assert await gate.bouncer.kick(["crm"]) == {}
 
 
 @pytest.mark.parametrize("name", ["*", "crm*", "", "a.b"])
 async def test_a_name_that_is_none_is_refused(gate, name):
     with pytest.raises(InvalidError):
-        await gate.bouncer.kick(name)
+        await gate.bouncer.kick([name])
 
 
 async def test_masters_and_gateway_are_never_cut(gate, broker):
@@ -117,18 +120,39 @@ async def test_masters_and_gateway_are_never_cut(gate, broker):
     for bus in (master, gateway):
         bus.on_connection(states.append)
     for name in ("master", "gateway", "auth", "sys", "MESH"):
-        assert await gate.bouncer.kick(name) == 0
+        assert await gate.bouncer.kick([name]) == {}
     for bus in (master, gateway):
         await bus.flush()
         await bus.close()
     assert states == []
 
 
+async def test_sixty_names_at_once_are_out_within_a_second(gate):
+    names = [f"n{number}" for number in range(60)]
+    gone = await asyncio.gather(*(gate.enter(name) for name in names))
+    stays = await gate.enter("shop")
+    clock, trail = SystemClock(), MemoryTrail()
+    background = Background(clock)
+    kicks = Kicks(gate.bouncer, trail, clock, background)
+    began = time.monotonic()
+    for name in names:
+        kicks.kick(name, by="ops")
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(each.wait() for each in gone))
+    assert time.monotonic() - began < 1
+    async with asyncio.timeout(5):
+        while len(trail.entries) < len(names):
+            await asyncio.sleep(0.01)
+    assert {entry.subject for entry in trail.entries} == set(names)
+    assert not stays.is_set()
+    await background.stop()
+
+
 async def test_more_connections_than_one_page_holds(gate, monkeypatch):
     monkeypatch.setattr(bouncer_module, "_PAGE", 5)
     gone = await asyncio.gather(*(gate.enter("crm") for _ in range(23)))
     stays = await gate.enter("shop")
-    assert await gate.bouncer.kick("crm") == 23
+    assert await gate.bouncer.kick(["crm"]) == {"crm": 23}
     async with asyncio.timeout(2):
         await asyncio.gather(*(each.wait() for each in gone))
     assert not stays.is_set()
@@ -138,7 +162,7 @@ async def test_who_was_banned_and_kicked_stays_out_though_it_tries_again(gate, b
     config = NatsConfig(servers=[broker.url])
     crm = await NatsBus.connect("crm", config, login=make_login("crm"))
     gate.banned.add("crm")
-    await gate.bouncer.kick("crm")
+    await gate.bouncer.kick(["crm"])
     await asyncio.sleep(0.5)
     assert not crm.connected
     gate.banned.clear()
@@ -199,7 +223,7 @@ async def test_at_every_server_of_a_cluster(cluster):
                 except (nats.errors.Error, OSError):
                     await asyncio.sleep(0.1)
         near, other = await gate.enter("crm", urls[0]), await gate.enter("shop", urls[1])
-        assert await gate.bouncer.kick("crm") == 2
+        assert await gate.bouncer.kick(["crm"]) == {"crm": 2}
         async with asyncio.timeout(2):
             await near.wait()
             await far.wait()

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import pytest_asyncio
 import structlog
+from raw_login import flood, try_login
 
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.nats import callout
@@ -289,6 +290,28 @@ async def test_a_flood_of_bad_logins_leaves_service_and_memory_as_they_were(door
     assert (await door.connect(SHOP)).connected
 
 
+async def test_in_a_flood_beyond_what_can_be_judged_good_logins_get_in(door):
+    """Twice as many come as can be judged. First come, first served would answer all too late."""
+
+    async def slow(_attempt):
+        await asyncio.sleep(0.1)
+
+    door.judge.behave = slow
+    capacity = callout.JUDGED_AT_ONCE / 0.1
+    bad = [(f"n{number}", "wrong") for number in range(round(2 * capacity * 4))]
+    flooding = asyncio.create_task(flood(door.broker.url, bad, per_s=2 * capacity))
+    await asyncio.sleep(1.5)  # whoever asks for a turn in a queue has to wait too long by now
+    tries = [try_login(door.broker.url, CRM.user, CRM.password) for _ in range(30)]
+    at_once = []
+    for each in tries:
+        at_once.append(asyncio.create_task(each))
+        await asyncio.sleep(0.05)
+    let_in = await asyncio.gather(*at_once)
+    assert sum(let_in) >= 5, "about half"
+    assert await flooding == 0
+    assert door.doorman.dropped > 0
+
+
 async def test_what_is_no_request_of_a_server_is_dropped_and_counted(door):
     """Only the masters' own login can say anything there; that must not take a master down."""
     config = NatsConfig(servers=[door.broker.url])
@@ -389,7 +412,7 @@ async def test_stopping_answers_whom_it_had_begun_with(door):
     gate.set()
     assert (await joining).connected
     await stopping
-    assert door.doorman._workers == []
+    assert door.doorman._workers == set()
 
 
 async def test_plain_nats_clients_log_in_by_name_and_key(door):

@@ -13,7 +13,7 @@ from mesh.adapters.clock import SystemClock
 from mesh.adapters.nats.bus import NatsBus
 from mesh.config import NatsConfig
 from mesh.core.route_table import RouteTable
-from mesh.errors import InvalidError, OverloadedError, UnavailableError
+from mesh.errors import ForbiddenError, InvalidError, OverloadedError, UnavailableError
 from mesh.runtime.caller import Caller
 from mesh.runtime.federation import Federation
 from mesh.types import Health, Status
@@ -226,6 +226,16 @@ async def test_what_every_node_refuses_is_refused(mesh):
     with pytest.raises(InvalidError) as caught:
         await mesh.search(route("a"), filters={"x": 1})
     assert list(caught.value.fields) == ["filters.x"]
+
+
+async def test_who_may_ask_no_node_is_told_so(mesh):
+    forbidden = codec.encode(codec.error_reply(ForbiddenError("not you")))
+    await mesh.node("a", lambda _verb, _data: forbidden)
+    await mesh.node("b", lambda _verb, _data: forbidden)
+    with pytest.raises(ForbiddenError, match="takes the scope 'search'"):
+        await mesh.search(route("a"), route("b"))
+    await mesh.node("c", says(part("c", ("late c", 0.9))))
+    assert (await mesh.search(route("a"), route("c"))).partial
 
 
 async def test_shard_that_cannot_match_a_filter_is_skipped(mesh):

@@ -164,7 +164,7 @@ class Fuzzed:
         heard = await self.operator.subscribe(inbox, max_msgs=1)
         await self.operator.publish(subject, payload, reply=inbox)
         try:
-            return (await heard.next_msg(timeout=20)).data
+            return (await heard.next_msg(timeout=5)).data
         finally:
             await heard.unsubscribe()
 
@@ -220,7 +220,7 @@ def all_answered(live: Fuzzed, asked: list[tuple[str, bytes]], responder: str) -
     assert not any(b"Traceback" in answer for answer in answers)
 
 
-@pytest.mark.parametrize("verb", [*subjects.NODE_VERBS, "nonsense"])
+@pytest.mark.parametrize("verb", subjects.NODE_VERBS)
 def test_requests_to_a_node(live, verb):
     @hypothesis.settings(fuzzed, max_examples=EXAMPLES // 4)
     @hypothesis.given(batches)

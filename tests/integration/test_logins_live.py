@@ -17,6 +17,7 @@ from mesh.errors import (
     ConflictError,
     DisconnectedError,
     ForbiddenError,
+    InvalidError,
     MeshError,
     UnauthorizedError,
 )
@@ -223,6 +224,18 @@ async def test_names_are_given_once_whoever_has_them(live):
             await live.access.create_user(name, ["search"])
     assert [user.name for user in (await live.access.users()).users] == ["app", "operator"]
     assert await live.access.issue("app", ["search"])
+
+
+async def test_nobody_locks_himself_out(live):
+    """The answer with the new key would not reach him."""
+    with pytest.raises(InvalidError, match="--overlap"):
+        await live.access.rotate_user_key("operator")
+    with pytest.raises(InvalidError, match="is you"):
+        await live.access.remove_user("operator")
+    await live.stays(live.buses[0], 0.5)
+    made = await live.access.rotate_user_key("operator", overlap_s=60)
+    second = AccessApi(Caller(await live.by_key("operator", made.api_key), SystemClock()))
+    assert [user.name for user in (await second.users()).users] == ["operator"]
 
 
 async def test_without_a_master_who_is_in_stays_and_nobody_comes(broker, tmp_path):

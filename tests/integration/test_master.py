@@ -329,6 +329,39 @@ async def test_a_dead_broker_is_blindness_and_no_mass_death(mesh):
     assert mesh.health("crm") is mesh.health("docs") is Health.HEALTHY
 
 
+async def test_whoever_asks_while_the_whole_table_is_due_gets_no_change_before_it(mesh):
+    await mesh.healthy("crm")
+    publisher, view = mesh.master._publisher, mesh.master.membership.view
+    mesh.updates.clear()
+    publisher.resend()
+    view.set_health("crm", Health.SUSPECT, "slow")
+    await publisher.page(0)
+    await until(lambda: mesh.updates)
+    assert mesh.updates[0].base == 0
+
+
+async def test_what_another_master_does_to_a_node_is_seen_at_once(mesh):
+    """Removed or suspended there, it is gone or out of the routes here."""
+    for slug in ("crm", "docs"):
+        await mesh.healthy(slug)
+    bus = mesh.broker.bus("master")
+    other = mesh.made(bus, 2)
+    await other.start()
+    try:
+        verbs = other._authority.verbs
+        asked = NodeChange(node="docs", change=NodeUpdate(status=Status.MAINTENANCE))
+        await verbs["update"][1](asked, "ops")
+        await verbs["remove"][1](NodeName(node="crm"), "ops")
+        await until(lambda: "crm" not in mesh.master.membership.view, within_s=1)
+        await until(lambda: mesh.record("docs").status is Status.MAINTENANCE, within_s=1)
+        asked = NodeChange(node="docs", change=NodeUpdate(status=Status.ACTIVE))
+        await verbs["update"][1](asked, "ops")
+        await until(lambda: mesh.record("docs").status is Status.ACTIVE, within_s=1)
+    finally:
+        await other.stop()
+        await bus.close()
+
+
 async def test_a_probe_that_the_broker_took_with_it_says_nothing_of_the_node(mesh):
     node = await mesh.healthy()
     node.answering = False

@@ -86,6 +86,23 @@ def test_what_to_log_in_with_is_looked_for_before_the_broker(tmp_path, arguments
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "given", "words"),
+    [
+        ("gateway", "operator", "login of 'operator': gateways run with the mesh's gateway.json"),
+        ("gateway", "master", "login of 'master'"),
+        ("master", "operator", "is another file: masters run with the mesh's master.json"),
+        ("master", "gateway", "is another file"),
+    ],
+    ids=lambda value: value.split(" ")[0],
+)
+def test_nobody_serves_under_another_s_name(tmp_path, command, given, words):
+    agent("credentials", "--out", "made", cwd=tmp_path)
+    file = f"made/{given}.json"
+    done = agent(command, "--url", "nats://127.0.0.1:1", "--creds", file, cwd=tmp_path)
+    refused(done, 2, f"{file} is ", words)
+
+
 @pytest.mark.parametrize("command", ["master", "run", "gateway"])
 def test_no_mesh_is_exit_3_and_what_to_do(tmp_path, command):
     done = agent(command, cwd=tmp_path)
@@ -106,6 +123,11 @@ def test_no_mesh_is_exit_3_and_what_to_do(tmp_path, command):
         (["up", "--http-port", "-1"], "--http-port"),
         (["gateway", "--port", "65536"], "--port"),
         (["gateway", "--prefix", "no-slash"], "flag gateway.prefix"),
+        (["gateway", "--url", "127.0.0.1:4222"], "--url/MESH_URL: a broker's address is nats://"),
+        (
+            ["run", "--url", "nats://ann:geheim@a:4222"],
+            "--url/MESH_URL: a broker's address is nats://",
+        ),
         (["broker", "--listen", "4222"], "--listen"),
         (["broker", "--listen", "127.0.0.1:65536"], "--listen"),
         (["credentials"], "--out"),

@@ -513,6 +513,31 @@ def test_a_join_token_is_made_listed_and_revoked(meshctl):
     assert gone["revoked_at"]
 
 
+def test_who_may_not_search_is_told_which_scope_it_takes(meshctl, tmp_path):
+    file = tmp_path / "acts.json"
+    made = meshctl("users", "create", "acts", "--scope", "actions,search:notes", "--out", str(file))
+    assert made.code == 0, made
+    notes = tmp_path / "walled.jsonl"
+    notes.write_text(documents(1))
+    assert meshctl("collections", "import", str(notes), "-c", "walled", "--node", "kb").code == 0
+    typed = ("search", "invoice", "--collection", "walled", *PATIENTLY)
+    eventually(lambda: meshctl(*typed).code == 0)
+    answer = meshctl(*typed, "--creds", str(file))
+    assert answer.code == 4, answer
+    assert "takes the scope 'search'" in answer.err
+    assert "--creds" not in answer.err
+    assert meshctl("users", "list", "--creds", str(file)).code == 4
+    assert meshctl("users", "create", "b", "--scope", "all").err.count("search:COLLECTION") == 1
+
+
+def test_an_operator_does_not_lock_himself_out(meshctl):
+    assert meshctl("users", "remove", "operator", "--yes").code == 2
+    refused = meshctl("users", "rotate-key", "operator")
+    assert refused.code == 2
+    assert "give --overlap" in refused.err
+    assert meshctl("users", "list").code == 0
+
+
 def test_a_rotated_key_is_new(meshctl):
     meshctl("nodes", "register", "rotated")
     first = meshctl("nodes", "rotate-key", "rotated", "--json")

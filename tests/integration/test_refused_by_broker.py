@@ -5,17 +5,23 @@ attempts are made from the permission table: everything that anybody else may do
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from itertools import chain
 
 import nats
 import pytest
-from live_mesh import LiveMesh
+from live_mesh import LiveMesh, health_of
 from raw_login import try_login
 
-from mesh import messages
+from mesh import bootstrap, messages
+from mesh.adapters.nats.audit import JetStreamAudit
+from mesh.adapters.nats.bus import NatsBus
+from mesh.config import NatsConfig
 from mesh.core import permissions as table
 from mesh.core.permissions import Permissions
+from mesh.wire import codec
+from mesh.wire.messages import AuditRecord
 
 ME = "crm"
 NEIGHBOURS = ("notes", "crm2", "cr", "CRM")
@@ -46,6 +52,7 @@ JETSTREAM = (
     "CONSUMER.INFO.MESH_QUEUE.notes",
     "CONSUMER.LIST.MESH_QUEUE",
     "CONSUMER.MSG.NEXT.MESH_QUEUE.notes",
+    "CONSUMER.MSG.NEXT.MESH_QUEUE.crm",
     "CONSUMER.MSG.NEXT.MESH_HISTORY.mine",
     "CONSUMER.PAUSE.MESH_QUEUE.notes",
     "META.LEADER.STEPDOWN",
@@ -55,6 +62,7 @@ JETSTREAM = (
 ELSEWHERE = (
     *(f"$JS.API.{verb}" for verb in JETSTREAM),
     "$JS.ACK.MESH_QUEUE.notes.1.1.1.1.1",
+    "$JS.ACK.MESH_QUEUE.crm.1.1.1.1.1",
     "$JS.ACK.MESH_HISTORY.mine.1.1.1.1.1",
     "$JS.FC.MESH_HISTORY.x",
     "$KV.MESH_LEASE.leader",
@@ -282,6 +290,103 @@ async def test_a_neighbour_hears_nothing_of_what_was_refused(mesh_with_logins):
     finally:
         await intruder.close()
         await neighbour.close()
+
+
+ANSWERED_TO = (
+    *(f"mesh.v1.master.{verb}.operator" for verb in ("remove", "signing-keys-rotate")),
+    "mesh.v1.hb.notes",
+    "mesh.v1.hb.master",
+    "mesh.v1.revoked",
+    "mesh.v1.routes",
+    "mesh.v1.evt.notes.stopped",
+    "mesh.v1.evt.notes.draining",
+    "mesh.v1.audit.node-removed",
+    "mesh.v1.history.notes.refund.completed",
+    "mesh.v1.rpc.notes.search.operator",
+    "mesh.v1.re.master.operator.x.1",
+    "$JS.API.STREAM.PURGE.MESH_HISTORY",
+    "$JS.API.STREAM.DELETE.MESH_HISTORY",
+    "$JS.API.STREAM.MSG.DELETE.MESH_HISTORY",
+    "$SYS.REQ.USER.AUTH",
+)
+"""Where JetStream, which asks for no permission, acknowledges what a node stores."""
+
+
+class Archive:
+    """What masters keep, as they see it."""
+
+    def __init__(self, masters: NatsBus, office: NatsBus) -> None:
+        self._masters = masters
+        self._office = office
+
+    async def audit(self) -> list[str]:
+        """Kinds of all that is in the stream, in order."""
+        stream = JetStreamAudit(self._office, days=400)._stream
+        found = []
+        for sequence in range(1, await stream.last_sequence(timeout_s=5) + 1):
+            stored = await stream.get(sequence, timeout_s=5)
+            record = codec.decode(stored.data, AuditRecord)
+            assert stored.subject == f"mesh.v1.audit.{record.kind}"
+            found.append(record.kind)
+        return [kind for kind in found if not kind.startswith("login-")]
+
+    async def streams(self) -> dict[str, dict]:
+        """Of the account where everybody is."""
+        reply = await self._masters.request_broker("$JS.API.STREAM.LIST", b"", timeout_s=5)
+        found = json.loads(reply.data)["streams"]
+        return {stream["config"]["name"]: stream["state"] for stream in found}
+
+
+async def registered(client) -> dict:
+    """Everything else that somebody could have changed."""
+    nodes = (await client.nodes()).nodes
+    entries = (await client.access.audit(limit=1000)).entries
+    return {
+        "nodes": [(node.slug, node.status, node.health) for node in nodes],
+        "users": (await client.access.users()).users,
+        "keys": (await client.access.signing_keys()).keys,
+        "trust": await client.access.trust(),
+        "audit": [entry.id for entry in entries if not entry.kind.startswith("login-")],
+    }
+
+
+async def test_what_is_answered_to_a_subject_of_somebody_else_changes_nothing(mesh_with_logins):
+    running, keys = mesh_with_logins
+    url = running.file()["nats_url"]
+    own = bootstrap.read_master_credentials(running.state / "credentials" / "master.json")
+    config = NatsConfig(servers=[url])
+    notes = running.add("notes", MESH_NODE__API_KEY=keys["notes"])
+    masters = await NatsBus.connect("master", config, login=own.login())
+    office = await NatsBus.connect("auth", config, login=own.auth_login())
+    intruder = await nats.connect(url, user=ME, password=keys[ME], allow_reconnect=False)
+    archive = Archive(masters, office)
+    try:
+        async with running.connect() as client:
+            async with asyncio.timeout(30):
+                while await health_of(client, "notes") != "healthy":
+                    await asyncio.sleep(0.1)
+                while len(await archive.audit()) < len((await registered(client))["audit"]):
+                    await asyncio.sleep(0.1)
+            before, written = await registered(client), await archive.audit()
+            asked = ("history.crm.refund.completed", "master.ping.crm", "rpc.notes.export.crm")
+            for reply in ANSWERED_TO:
+                for subject in asked:
+                    await intruder.publish(f"mesh.v1.{subject}", MARK, reply=reply)
+            await intruder.flush()
+            await asyncio.sleep(1.0)
+            assert await registered(client) == before
+            assert await archive.audit() == written
+            streams = await archive.streams()
+            assert list(streams) == ["MESH_HISTORY"]
+            kept = streams["MESH_HISTORY"]
+            assert kept["first_seq"] == 1
+            assert kept["messages"] == kept["last_seq"] >= len(ANSWERED_TO)
+            assert notes.is_alive()
+            assert (await client.stats()).total == len(before["nodes"])
+    finally:
+        for opened in (intruder, masters, office):
+            await opened.close()
+        assert notes.end() == 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.nats.bus import NatsBus
@@ -134,6 +135,19 @@ async def test_answer_goes_nowhere_but_to_its_caller(pair, reply):
     while not responder.dropped:
         await asyncio.sleep(0.01)
     assert not ran
+
+
+async def test_drops_beyond_number_are_a_line_a_second(pair):
+    """Anybody with a login can cause them."""
+    crm, ops = pair
+    responder = await serve(crm, None)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(500):
+            ops._send("mesh.v1.rpc.crm.x.ops", b"_INBOX.x", b"{}", b"")
+        while responder.dropped < 500:
+            await asyncio.sleep(0.01)
+    told = [line for line in lines if line["event"] == "mesh.serving.message_dropped"]
+    assert 1 <= len(told) <= 5
 
 
 async def test_drain_lets_work_finish_and_ends_what_does_not(pair):

@@ -139,6 +139,7 @@ def test_mesh_json_is_complete_and_private(running):
     told = running.file()
     assert told.keys() == {
         "http_url", "nats_url", "pids", "credentials", "started_at", "version",
+        "tls_ca", "tls_cert", "tls_key",
     }  # fmt: skip
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", told["http_url"])
     assert told["version"] == mesh.__version__

@@ -103,13 +103,36 @@ async def test_as_many_names_are_counted_together_in_bounded_memory(world):
             "login-refused", actor=f"{number}" * 500, subject="x" * 10_000, origin="y" * 10_000
         )
     page = await world.ask(limit=1)
-    assert page.total <= 257
-    assert len(world.trail._tally) <= 257
-    keys = list(world.trail._tally._windows)
-    assert max(len(key.actor) + len(key.origin) for key in keys) <= 128
+    assert page.total <= 4097
+    [tally] = world.trail._tallies.values()
+    assert len(tally) <= 4097
+    assert max(len(key.actor) + len(key.origin) for key in tally._windows) <= 128
     await world.clock.step(61)
-    entries = (await world.ask(limit=1000)).entries
+    entries = [
+        entry
+        for offset in range(0, 6000, 1000)
+        for entry in (await world.ask(limit=1000, offset=offset)).entries
+    ]
     assert sum(entry.details.get("count", 1) for entry in entries) == 10_000
+
+
+async def test_however_many_come_back_a_refused_try_is_seen(world):
+    for number in range(300):
+        world.trail.tally("login-granted", actor=f"n{number}", subject="", origin="192.0.2.7")
+        world.trail.tally("login-refused", actor="(unknown)", subject="", origin=f"10.0.0.{number}")
+    world.trail.tally("login-refused", actor="operator", subject="operator", origin="192.0.2.9")
+    [entry] = (await world.ask(kind="login-refused", actor="operator")).entries
+    assert entry.origin == "192.0.2.9"
+    assert (await world.ask(kind="login-granted")).total == 300
+
+
+async def test_where_somebody_last_logged_in_from_can_be_asked(world):
+    assert await world.trail.last_origin("ops") == ""
+    for origin in ("192.0.2.7", "192.0.2.8"):
+        world.trail.tally("login-granted", actor="ops", subject="ops", origin=origin)
+        world.trail.tally("login-refused", actor="ops", subject="ops", origin="192.0.2.66")
+        await world.clock.step(1)
+    assert await world.trail.last_origin("ops") == "192.0.2.8"
 
 
 async def test_what_is_counted_is_entered_when_the_master_stops(world):

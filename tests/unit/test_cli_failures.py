@@ -146,3 +146,33 @@ def test_help_of_every_command_mentions_the_common_options(typed, capsys):
     assert run([*typed, "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(option in shown for option in ("--json", "--url", "--state-dir", "--creds"))
+
+
+def test_whoever_may_not_is_told_of_scopes_and_not_of_files(capsys):
+    guard(failing(errors.ForbiddenError("no")), as_json=False, debug=False)
+    told = capsys.readouterr().err
+    assert "an operator gives it" in told
+    assert "--creds" not in told
+
+
+@pytest.mark.parametrize("content", [None, "", "junk", '{"user": "ann"}', "nmk_x"])
+@pytest.mark.parametrize("how", ["--creds", "MESH_NATS__CREDENTIALS"])
+def test_a_credentials_file_that_cannot_be_is_no_missing_mesh(
+    tmp_path, monkeypatch, capsys, content, how
+):
+    file = tmp_path / "mine.json"
+    if content is not None:
+        file.write_text(content)
+    given = ["--creds", str(file)] if how == "--creds" else []
+    monkeypatch.setenv("MESH_NATS__CREDENTIALS", "" if given else str(file))
+    assert run(["nodes", "list", "--url", "nats://127.0.0.1:1", *given]) == 2
+    told = capsys.readouterr().err
+    assert str(file) in told
+    assert "mesh-agent up" not in told
+
+
+def test_an_address_that_cannot_be_is_wrong_usage_and_shows_no_password(capsys):
+    assert run(["nodes", "list", "--url", "nats://ann:geheim@127.0.0.1:1"]) == 2
+    told = capsys.readouterr()
+    assert "--url" in told.err
+    assert "geheim" not in told.err + told.out

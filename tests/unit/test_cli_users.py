@@ -80,8 +80,23 @@ def test_a_file_that_cannot_be_is_refused_before_a_key_is_made(mesh, tmp_path):
     there.write_text("mine")
     for file in (tmp_path / "none" / "login.json", tmp_path, there):
         assert run(["users", "create", "shop", "--out", str(file)]) == 2
+        assert run(["nodes", "register", "shop", "--out", str(file)]) == 2
+        assert run(["users", "rotate-key", "shop", "--out", str(file)]) == 2
+        assert run(["nodes", "rotate-key", "crm", "--out", str(file)]) == 2
     assert not mesh.calls
     assert there.read_text() == "mine"
+
+
+@pytest.mark.parametrize("typed", [["users", "rotate-key", "shop"], ["nodes", "rotate-key", "crm"]])
+def test_a_new_key_takes_the_place_of_that_user_s_alone(mesh, capsys, tmp_path, typed):
+    file = tmp_path / "login.json"
+    file.write_text('{"user": "ann", "password": "nmk_x"}')
+    assert run([*typed, "--out", str(file)]) == 2
+    assert "not the credentials of" in capsys.readouterr().err
+    assert not mesh.calls
+    file.write_text(json.dumps({"user": typed[2], "password": "nmk_x"}))
+    assert run([*typed, "--out", str(file)]) == 0
+    assert json.loads(file.read_bytes())["password"] != "nmk_x"
 
 
 def test_an_overlap_says_until_when(mesh, capsys):

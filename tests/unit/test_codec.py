@@ -15,6 +15,7 @@ from mesh.wire.messages import (
     PingResult,
     Range,
     SearchRequest,
+    UserCreate,
 )
 
 
@@ -109,3 +110,10 @@ def test_wire_structs_take_unknown_fields_and_default_new_ones():
     for name, kind in vars(codec).items():
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and name.endswith("Reply"):
             assert not kind.__struct_config__.forbid_unknown_fields
+
+
+def test_a_scope_that_cannot_be_is_told_which_there_are():
+    with pytest.raises(InvalidError, match="must be search, search:COLLECTION, actions, actions"):
+        codec.decode(b'{"name": "app", "scopes": ["everything"]}', UserCreate)
+    with pytest.raises(InvalidError, match="must be a name"):
+        codec.decode(b'{"name": "a b", "scopes": ["search"]}', UserCreate)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from fakes import MemoryBroker
 from gateway_fakes import PREFIX, Client
 
+from agents.gateway.app import create_app
+from mesh import bootstrap, messages
+from mesh.adapters.clock import SystemClock
+from mesh.adapters.jwt import token_verifier
 from mesh.config import GatewayConfig, MeshConfig
 from mesh.errors import ConfigError, InvalidError
+from mesh.runtime.gatekeeper import Gatekeeper
 
 STRICT = {
     "x-content-type-options": "nosniff",
@@ -211,11 +217,25 @@ async def test_what_goes_to_the_masters_says_where_it_came_from(client):
     assert client.mesh.origins == ["192.0.2.7"]
 
 
-async def test_one_request_s_origin_is_not_the_next_one_s():
-    """A search does not set it."""
+async def test_the_question_about_a_key_says_where_the_key_came_from():
+    """It is asked by a task of its own, of which others who show the key may wait as well."""
+    origins = []
+
+    class Masters:
+        async def trust(self):
+            return messages.Trust(keys=[], revoked=[])
+
+        async def authenticate(self, _key):
+            origins.append(bootstrap.request_origin.get())
+            return messages.Identity(subject="ann", scopes=["search"])
+
+    verifier = token_verifier(secret="", issuer="i", audience="a", leeway_s=0)
+    gatekeeper = Gatekeeper(MemoryBroker().bus("gateway"), Masters(), verifier, SystemClock())
     client = Client()
-    await client.ask("POST", "/search", {"query": "x"})
-    assert client.mesh.origins == [""]
+    client.edge = create_app(client.mesh, gatekeeper, MeshConfig())
+    assert (await client.ask("GET", "/status", bearer=f"nmk_{'k' * 43}")).status == 403
+    await gatekeeper.stop()
+    assert origins == ["192.0.2.7"]
 
 
 # -- bounds ----------------------------------------------------------------------------------------

@@ -24,11 +24,16 @@ from mesh.wire.messages import Identity, Trust
 MESH = {"issuer": "nodemesh", "audience": "nodemesh"}
 SECRET = "a secret of forty characters, as required"
 WHO = Identity(subject="app", scopes=["search"], token_id="t1")
-NOW = int(time.time())
 MINT = Ed25519Mint(**MESH)
 PRIVATE = MINT.make()
 PAIR = MINT.load(PRIVATE)
 KID = PAIR.public.kid
+KEY = f"nmk_{'k' * 43}"
+
+
+def now() -> int:
+    """Asked when a token is made: this module is read long before its tests run."""
+    return int(time.time())
 
 
 class Masters:
@@ -40,20 +45,27 @@ class Masters:
     async def trust(self) -> Trust:
         return Trust(keys=self.keys, revoked=["gone"])
 
-    async def authenticate(self, _key: str):
+    async def authenticate(self, key: str):
+        if key == KEY:
+            return WHO
         raise UnauthorizedError("Invalid API key")
 
 
 @pytest.fixture(params=["keys", "secret"])
 async def door(request):
+    async for client in opened(request.param):
+        yield client
+
+
+async def opened(kind, **limits):
     """The app with a real gatekeeper and verifier, and how a token is signed for it."""
-    secret = SECRET if request.param == "secret" else ""
+    secret = SECRET if kind == "secret" else ""
     verifier = token_verifier(secret=secret, **MESH, leeway_s=5.0)
     masters = Masters([] if secret else [PAIR.public])
     gatekeeper = Gatekeeper(MemoryBroker().bus("gateway"), masters, verifier, SystemClock())
     await gatekeeper.start()
     client = Client()
-    config = MeshConfig(rate_limit=RateLimitConfig(enabled=False))
+    config = MeshConfig(rate_limit=RateLimitConfig(**limits or {"enabled": False}))
     client.edge = create_app(client.mesh, gatekeeper, config)
     client.secret = secret
     yield client
@@ -65,7 +77,7 @@ def packed(content: bytes) -> str:
 
 
 def good(secret: str, **changed) -> dict:
-    claims = {"iss": "nodemesh", "aud": "nodemesh", "sub": "app", "iat": NOW, "exp": NOW + 60}
+    claims = {"iss": "nodemesh", "aud": "nodemesh", "sub": "app", "iat": now(), "exp": now() + 60}
     said = claims | {"jti": "t1", "scope": "search"} | changed
     return {name: value for name, value in said.items() if value is not None}
 
@@ -99,12 +111,12 @@ def confused(_secret: str) -> str:
 def other_kind(secret: str) -> str:
     """What the other configuration would take."""
     signer = PAIR if secret else SecretSigner(SECRET, **MESH)
-    return signer.sign(WHO, issued_at=NOW, expires_at=NOW + 60)
+    return signer.sign(WHO, issued_at=now(), expires_at=now() + 60)
 
 
 def foreign(secret: str) -> str:
     other = SecretSigner(SECRET[::-1], **MESH) if secret else MINT.load(MINT.make())
-    return other.sign(WHO, issued_at=NOW, expires_at=NOW + 60)
+    return other.sign(WHO, issued_at=now(), expires_at=now() + 60)
 
 
 def under_our_kid(_secret: str) -> str:
@@ -123,9 +135,9 @@ TAMPERED = {
     "other-key-our-kid": under_our_kid,
     "kid-number": lambda secret: made(secret, header={"kid": 7}),
     "kid-list": lambda secret: made(secret, header={"kid": ["a"]}),
-    "expired": lambda secret: made(secret, iat=NOW - 90, exp=NOW - 30),
-    "future": lambda secret: made(secret, iat=NOW + 3600, exp=NOW + 7200),
-    "not-before": lambda secret: made(secret, nbf=NOW + 3600),
+    "expired": lambda secret: made(secret, iat=now() - 90, exp=now() - 30),
+    "future": lambda secret: made(secret, iat=now() + 3600, exp=now() + 7200),
+    "not-before": lambda secret: made(secret, nbf=now() + 3600),
     "audience": lambda secret: made(secret, aud="elsewhere"),
     "audiences": lambda secret: made(secret, aud=["nodemesh", "elsewhere"]),
     "no-audience": lambda secret: made(secret, aud=None),
@@ -184,3 +196,16 @@ async def test_no_key_set_before_a_master_told_it():
     assert answer.status == 503
     assert answer.headers["retry-after"] == "1"
     assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("kind", ["keys", "secret"])
+async def test_who_guesses_shuts_nobody_out_who_is_behind_the_same_address(kind):
+    async for client in opened(kind, max_attempts=3):
+        guesses = [f"nmk_{number:043d}" for number in range(10)]
+        guesses += [made(client.secret)[:-9] + f"{number:09d}" for number in range(10)]
+        answers = [await client.ask("POST", "/search", {"query": "x"}, bearer=b) for b in guesses]
+        assert {answer.status for answer in answers} == {401, 429}
+        for bearer in (KEY, made(client.secret)):
+            assert (
+                await client.ask("POST", "/search", {"query": "x"}, bearer=bearer)
+            ).status == 200

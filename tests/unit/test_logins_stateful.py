@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
@@ -29,6 +31,7 @@ from mesh.runtime.authority import Authority
 from mesh.runtime.background import Background
 from mesh.runtime.logins import Logins
 from mesh.runtime.membership import Membership
+from mesh.runtime.whereabouts import Whereabouts
 from mesh.types import Status
 from mesh.wire.messages import (
     Authenticate,
@@ -84,10 +87,10 @@ class Broker:
     def __init__(self) -> None:
         self.connections: list[Connection] = []
 
-    async def kick(self, name: str) -> int:
-        before = len(self.connections)
-        self.connections = [one for one in self.connections if one.name != name]
-        return before - len(self.connections)
+    async def kick(self, names: Collection[str]) -> Counter[str]:
+        cut = [one for one in self.connections if one.name in names]
+        self.connections = [one for one in self.connections if one.name not in names]
+        return Counter(one.name for one in cut)
 
 
 class Holder:
@@ -157,6 +160,7 @@ class Keys(RuleBasedStateMachine):
                 self.store,
                 tokens,
                 audit=self.trail,
+                whereabouts=Whereabouts(self.trail.last_origin, self.clock),
                 clock=self.clock,
                 config=SecurityConfig(approval_queue=queue),
             )

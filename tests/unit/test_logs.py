@@ -106,6 +106,12 @@ def test_a_traceback_stays_on_its_line_and_shows_no_secret():
         "Authorization",
         "x-api-key",
         "a.key",
+        "api_key_hash",
+        "apiKey",
+        "apikey",
+        "credentials",
+        "pwd",
+        "passphrase",
     ],
 )
 def test_what_is_named_like_a_secret_is_hidden_at_any_depth(key):
@@ -195,6 +201,18 @@ def test_what_is_no_secret_stays(text):
         (f"key {KEY}.", "key nmk_…."),
         (f"seed {SEED} end", "seed SUA… end"),
         (f"t={TOKEN}", "t=…"),
+        ("Login(password='it\"s, a b', n=1)", "Login(password='…', n=1)"),
+        ('{"api_key": "ge\\"heim, x", "n": 1}', '{"api_key": "…", "n": 1}'),
+        (r"{\"password\": \"a b\", \"n\": 1}", r"{\"password\": \"…\", \"n\": 1}"),
+        ("password=a,b)c d", "password=… d"),
+        ("password = 'geheim x'", "password = '…'"),
+        ("password: geheim", "password: …"),
+        ("passphrase=a,b", "passphrase=…"),
+        ("apiKey=geheim pwd=x", "apiKey=… pwd=…"),
+        ("Authorization: Basic dXNlcjpw", "Authorization: Basic …"),
+        ("{'authorization': 'Basic dXNlcjpw'}", "{'authorization': 'Basic …'}"),
+        ("(b'authorization', b'Basic dXNlcjpw')", "(b'authorization', b'Basic …')"),
+        ("password='no end, x", "password='…"),
     ],
 )
 def test_what_is_left_of_a_text_says_what_was_there(text, shown):
@@ -213,8 +231,14 @@ def test_what_is_left_of_a_text_says_what_was_there(text, shown):
         "password=" * 10_000,
         "eyJ." * 25_000,
         "a" * 100_000,
+        "password='" * 10_000,
+        "password=\\'" * 10_000,
+        'pwd="' + "\\" * 90_000,
+        "secret" + " " * 90_000,
+        "authorization: " * 8_000,
+        "authorization:basic " * 6_000,
     ],
-    ids=lambda text: text[:8],
+    ids=lambda text: text[:20],
 )
 def test_a_long_text_takes_time_by_its_length_alone(text):
     """Whoever can make us log something must not be able to stop us with it."""

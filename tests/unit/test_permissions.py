@@ -30,7 +30,6 @@ MAY_PUBLISH = {
             subjects.master("ping", "crm"),
             subjects.rpc("docs", "export", "crm"),
             "mesh.v1.re.srv.ops.c0.1",
-            "$JS.ACK.MESH_QUEUE.crm.1.2.3.4.5",
         ],
         [
             subjects.heartbeat("docs"),
@@ -47,7 +46,8 @@ MAY_PUBLISH = {
             subjects.ROUTES,
             subjects.audit("node-joined"),
             "$JS.API.STREAM.DELETE.MESH_HISTORY",
-            "$JS.API.CONSUMER.MSG.NEXT.MESH_QUEUE.docs",
+            "$JS.API.CONSUMER.MSG.NEXT.MESH_QUEUE.crm",
+            "$JS.ACK.MESH_QUEUE.crm.1.2.3.4.5",
             "$SYS.REQ.USER.AUTH",
             ">",
             "mesh.v1.>",

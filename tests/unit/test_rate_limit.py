@@ -20,17 +20,6 @@ def test_sixty_at_once_pass_and_the_next_within_a_second_does_not(start):
     assert limiter.check("ann", start + 1.0001).allowed
 
 
-def test_a_look_says_what_a_check_would_and_counts_nothing():
-    limiter = RateLimiter(3, 9)
-    for at in (0.0, 0.0, 0.0, 0.0, 1.0, 5.0):
-        looked = [limiter.look("ann", at) for _ in range(2)]
-        checked = limiter.check("ann", at)
-        assert [look.allowed for look in looked] == [checked.allowed] * 2
-        assert looked[0].retry_after_s == checked.retry_after_s
-    assert limiter.look("somebody else", 0.0).allowed
-    assert len(limiter) == 1
-
-
 def test_whoever_waits_as_told_is_let_in():
     limiter = RateLimiter(3, 10)
     for _ in range(3):

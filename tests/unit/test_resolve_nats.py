@@ -9,7 +9,7 @@ import pytest
 
 from mesh.bootstrap import find_operator, resolve_nats
 from mesh.config import NatsConfig
-from mesh.errors import DisconnectedError, StateError
+from mesh.errors import ConfigError, DisconnectedError, StateError
 
 LOCAL = "nats://127.0.0.1:4222"
 
@@ -74,3 +74,22 @@ def test_the_certificate_of_the_folders_broker_is_known_unless_another_is_given(
 
     assert tls_of(NatsConfig()) == "/ca.pem"
     assert tls_of(NatsConfig(tls_ca="/mine.pem")) == "/mine.pem"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["nats://ann:geheim@a:4222", "nats://geheim@a", "a:4222", "http://a:1", "nats://", "nats://a:x",
+     "nats://a:0", "nats://a:65536", "nats://[::1", "nats://a b", "nats://a:1,nats://b:1", ""],
+)  # fmt: skip
+def test_what_is_no_address_of_a_broker_is_refused_and_not_shown(folder, address):
+    with pytest.raises(ConfigError, match=r"^nats\.servers: ") as refused:
+        resolve(folder, servers=[LOCAL, address])
+    assert "geheim" not in str(refused.value)
+    if address:
+        with pytest.raises(ConfigError, match=r"^--url/MESH_URL: "):
+            resolve(folder, url=address)
+
+
+@pytest.mark.parametrize("address", ["nats://a", "tls://a.example:1", "nats://[::1]:4222/"])
+def test_addresses_of_brokers(folder, address):
+    assert resolve(folder, url=address, credentials="mine.json")[0] == [address]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import threading
@@ -243,8 +244,9 @@ async def test_one_address_of_ours_spoils_a_name(names, bad):
     await check_url(SecurityConfig(allow_private_urls=True))("https://crm.example/")
 
 
-async def test_a_metadata_service_hides_behind_no_name(names):
-    names["crm.example"] = ["169.254.169.254"]
+@pytest.mark.parametrize("at", ["169.254.169.254", "169.254.170.23", "fd00:ec2::23"])
+async def test_a_metadata_service_hides_behind_no_name(names, at):
+    names["crm.example"] = [at]
     with pytest.raises(InvalidError):
         await check_url(SecurityConfig(allow_private_urls=True))("https://crm.example/")
 
@@ -276,9 +278,40 @@ async def test_a_resolver_that_hangs_holds_nobody_up(monkeypatch):
     try:
         with pytest.raises(UnavailableError):
             await public_addresses("slow.example", 80)
-        await check_url(SecurityConfig())("https://slow.example/")
+        with pytest.raises(UnavailableError, match="try again"):
+            await check_url(SecurityConfig())("https://slow.example/")
     finally:
         hanging.set()
+
+
+async def test_hanging_resolvers_let_no_private_name_pass(monkeypatch):
+    hanging = threading.Event()
+
+    def look_up(host, port, **_options):
+        if host != "inside.example":
+            hanging.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(addresses, "_WITHIN_S", 0.05)
+    check = check_url(SecurityConfig())
+    try:
+        slow = [check(f"https://slow-{number}.example/") for number in range(4)]
+        told = await asyncio.gather(*slow, return_exceptions=True)
+        assert [type(error) for error in told] == [UnavailableError] * 4
+        with pytest.raises(UnavailableError, match="could not be checked"):
+            await check("https://inside.example/")
+    finally:
+        hanging.set()
+
+
+async def test_a_dns_that_is_away_is_no_answer(monkeypatch):
+    def look_up(*_args, **_options):
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(UnavailableError, match="could not be checked"):
+        await check_url(SecurityConfig())("https://crm.example/")
 
 
 async def test_the_machine_s_own_resolver_is_asked():

@@ -12,10 +12,10 @@ from mesh.core.tally import OTHERS, Key, Tallied, Tally
 
 WINDOW_S = 60.0
 CAPACITY = 3
-KINDS = ("login-refused", "login-granted")
+MOST_ACTORS = 4
 
-ANN = Key("login-refused", "ann", "10.0.0.1")
-BOB = Key("login-refused", "bob", "10.0.0.1")
+ANN = Key("ann", "10.0.0.1")
+BOB = Key("bob", "10.0.0.1")
 
 
 def test_the_first_is_entered_at_once_and_the_others_of_a_minute_together():
@@ -56,15 +56,33 @@ def test_keys_are_counted_apart_and_a_subject_is_told_where_they_had_one():
     assert tally.due(60.0) == [Tallied(ANN, "", 3), Tallied(BOB, "z", 3)]
 
 
-def test_beyond_the_capacity_they_are_counted_together():
+def test_beyond_the_capacity_further_origins_are_counted_together():
     tally = Tally(capacity=2)
-    names = [f"mallory-{i}" for i in range(1000)]
-    firsts = [tally.count(Key("login-refused", name, "x"), name, 0.0) for name in names]
-    entered = [first.key.actor for first in firsts if first]
-    assert entered == ["mallory-0", "mallory-1", OTHERS]
-    assert len(tally) == 3
-    assert tally.close() == [Tallied(Key("login-refused", OTHERS, ""), "", 997)]
+    keys = [Key("mallory", f"10.0.0.{number}") for number in range(1000)]
+    firsts = [tally.count(key, "x", 0.0) for key in keys]
+    entered = [first.key for first in firsts if first]
+    assert entered == [*keys[:3], Key("mallory", "")]
+    assert tally.close() == [Tallied(Key("mallory", ""), "x", 996)]
     assert tally.close() == []
+
+
+def test_no_number_of_strangers_hides_somebody_who_has_a_name():
+    tally = Tally(capacity=2)
+    for number in range(10_000):
+        tally.count(Key("(unknown)", f"10.0.{number}"), "x", 0.0)
+    names = [Key(f"node-{number}", "192.0.2.7") for number in range(300)]
+    assert all(tally.count(key, "x", 1.0) == Tallied(key, "x", 1) for key in names)
+    assert tally.count(Key("operator", "192.0.2.9"), "operator", 1.0)
+
+
+def test_of_more_actors_than_there_can_be_the_others_are_counted_together():
+    tally = Tally(most_actors=2)
+    keys = [Key(f"actor-{number}", "x") for number in range(1000)]
+    entered = [first.key for key in keys if (first := tally.count(key, "x", 0.0))]
+    assert entered == [*keys[:2], Key(OTHERS, "")]
+    assert len(tally) == 3
+    assert tally.close() == [Tallied(Key(OTHERS, ""), "x", 997)]
+    assert tally.count(keys[5], "x", 1.0), "all is forgotten"
 
 
 class TallyMachine(RuleBasedStateMachine):
@@ -72,10 +90,10 @@ class TallyMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.tally = Tally(window_s=WINDOW_S, capacity=CAPACITY)
+        self.tally = Tally(window_s=WINDOW_S, capacity=CAPACITY, most_actors=MOST_ACTORS)
         self.now = 1000.0
-        self.counted = Counter()
-        self.entered = Counter()
+        self.counted = 0
+        self.entered = 0
         self.last = {}
         """When each key had its last entry."""
 
@@ -84,19 +102,23 @@ class TallyMachine(RuleBasedStateMachine):
         last = self.last.get(entry.key)
         assert last is None or self.now - last >= WINDOW_S, "two entries within a window"
         self.last[entry.key] = self.now
-        self.entered[entry.key.kind] += entry.times
+        self.entered += entry.times
 
     @rule(
-        kind=st.sampled_from(KINDS), actor=st.sampled_from("abcdef"), subject=st.sampled_from("xy")
+        actor=st.sampled_from("abcdef"),
+        origin=st.sampled_from(["", "1", "2", "3"]),
+        subject=st.sampled_from("xy"),
     )
-    def count(self, kind, actor, subject):
-        key = Key(kind, actor, "")
+    def count(self, actor, origin, subject):
+        key = Key(actor, origin)
+        is_known = any(each.actor == actor for each in self.tally._windows)
         first = self.tally.count(key, subject, self.now)
-        self.counted[kind] += 1
+        self.counted += 1
         if first is not None:
             assert first.times == 1
             assert first.subject == subject
-            assert first.key in (key, Key(kind, OTHERS, ""))
+            assert first.key in (key, Key(actor, ""), Key(OTHERS, ""))
+            assert not is_known or first.key.actor == actor
             self._enter(first)
 
     @rule(seconds=st.sampled_from([0.5, 10.0, 59.5, 60.0, 61.0, 300.0]))
@@ -111,17 +133,17 @@ class TallyMachine(RuleBasedStateMachine):
             "something is left that was due"
         )
 
-    def uncollected(self, kind):
-        return sum(window.count for key, window in self.tally._windows.items() if key.kind == kind)
-
     @invariant()
     def nothing_is_lost(self):
-        for kind in KINDS:
-            assert self.entered[kind] + self.uncollected(kind) == self.counted[kind]
+        uncollected = sum(window.count for window in self.tally._windows.values())
+        assert self.entered + uncollected == self.counted
 
     @invariant()
     def memory_is_bounded(self):
-        assert len(self.tally) <= CAPACITY + len(KINDS)
+        assert len(self.tally) <= CAPACITY + 2 * (MOST_ACTORS + 1)
+        actors = Counter(key.actor for key in self.tally._windows)
+        assert actors == self.tally._keys_of
+        assert len(actors) <= MOST_ACTORS + 1
 
     @invariant()
     def windows_stand_in_the_order_of_their_beginnings(self):
@@ -130,7 +152,7 @@ class TallyMachine(RuleBasedStateMachine):
 
     def teardown(self):
         for entry in self.tally.close():
-            self.entered[entry.key.kind] += entry.times
+            self.entered += entry.times
         assert self.entered == self.counted
         assert len(self.tally) == 0
 

@@ -11,11 +11,11 @@ _MAX_BYTES = 512 * 1024**2
 
 
 class JetStreamAudit:
-    """The stream `MESH_AUDIT`; masters alone write it."""
+    """The stream `MESH_AUDIT`, in the account that only masters enter."""
 
     def __init__(self, bus: NatsBus, *, days: float) -> None:
         """Args:
-        bus: Speaks as `master`.
+        bus: Logged in with `MasterCredentials.auth_login()`.
         days: How long an entry is kept.
         """
         self._stream = AppendOnlyStream(

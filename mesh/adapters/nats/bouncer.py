@@ -7,6 +7,8 @@ own (`KICK`).
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Collection
 from typing import Annotated
 
 import msgspec
@@ -23,8 +25,8 @@ log = structlog.get_logger()
 _WINDOW_S = 0.3
 """How long servers may take to answer; they are acted on as they do."""
 _ANSWER_S = 1.0
-_PAGE = 256
-_MOST_PAGES = 256
+_PAGE = 1024
+_MOST_PAGES = 64
 _RESPONDER = "srv"
 
 
@@ -60,9 +62,9 @@ class NatsBouncer:
         """
         self._bus = bus
 
-    async def kick(self, name: str) -> int:
-        token(name)
-        cutting: list[asyncio.Task[int]] = []
+    async def kick(self, names: Collection[str]) -> Counter[str]:
+        wanted = frozenset(map(token, names))
+        cutting: list[asyncio.Task[Counter[str]]] = []
         answered = 0
 
         def heard(reply: bytes) -> None:
@@ -74,12 +76,12 @@ class NatsBouncer:
                 return
             answered += 1
             if answer.data.connections:
-                cutting.append(asyncio.create_task(self._cut(name, answer)))
+                cutting.append(asyncio.create_task(self._cut(wanted, answer)))
 
         try:
             await self._bus.gather(
                 "$SYS.REQ.SERVER.PING.CONNZ",
-                _question(name, 0),
+                _question(wanted, 0),
                 responder=_RESPONDER,
                 window_s=_WINDOW_S,
                 heard=heard,
@@ -88,29 +90,29 @@ class NatsBouncer:
             results = await asyncio.gather(*cutting, return_exceptions=True)
         if not answered:
             raise UnavailableError("the broker does not tell who is connected")
-        cut = 0
+        cut: Counter[str] = Counter()
         for result in results:
             if isinstance(result, BaseException):
                 raise result
             cut += result
         return cut
 
-    async def _cut(self, name: str, first: _Answer) -> int:
+    async def _cut(self, names: frozenset[str], first: _Answer) -> Counter[str]:
         """All of one server's; those of later pages are found before the first one is cut, since
         that moves the others up.
         """
         server, page, pages = first.server.id, first.data, 1
-        found = {each.cid for each in page.connections if _is(each, name)}
+        found = _of(names, page)
         while len(page.connections) == _PAGE and pages < _MOST_PAGES:
-            page = await self._page(server, name, pages * _PAGE)
-            found |= {each.cid for each in page.connections if _is(each, name)}
+            page = await self._page(server, names, pages * _PAGE)
+            found |= _of(names, page)
             pages += 1
         async with asyncio.TaskGroup() as kicks:
-            kicked = [kicks.create_task(self._kick(server, cid)) for cid in sorted(found)]
-        return sum(task.result() for task in kicked)
+            kicked = {cid: kicks.create_task(self._kick(server, cid)) for cid in sorted(found)}
+        return Counter(found[cid] for cid, task in kicked.items() if task.result())
 
-    async def _page(self, server: str, name: str, offset: int) -> _Listed:
-        reply = await self._ask(f"$SYS.REQ.SERVER.{server}.CONNZ", _question(name, offset))
+    async def _page(self, server: str, names: frozenset[str], offset: int) -> _Listed:
+        reply = await self._ask(f"$SYS.REQ.SERVER.{server}.CONNZ", _question(names, offset))
         try:
             return _ANSWERS.decode(reply).data
         except msgspec.DecodeError as error:
@@ -131,11 +133,18 @@ class NatsBouncer:
         return await self._bus.request(subject, payload, responder=_RESPONDER, timeout_s=_ANSWER_S)
 
 
-def _question(name: str, offset: int) -> bytes:
-    return msgspec.json.encode(
-        {"auth": True, "user": name, "acc": ACCOUNT, "offset": offset, "limit": _PAGE}
-    )
+def _question(names: frozenset[str], offset: int) -> bytes:
+    """About one name, or about everybody: servers know no other way."""
+    asked: dict[str, object] = {"auth": True, "acc": ACCOUNT, "offset": offset, "limit": _PAGE}
+    if len(names) == 1:
+        asked["user"] = next(iter(names))
+    return msgspec.json.encode(asked)
 
 
-def _is(connection: _Connection, name: str) -> bool:
-    return connection.authorized_user == name and connection.account == ACCOUNT
+def _of(names: frozenset[str], page: _Listed) -> dict[int, str]:
+    """Their connections, by number."""
+    return {
+        each.cid: each.authorized_user
+        for each in page.connections
+        if each.authorized_user in names and each.account == ACCOUNT
+    }

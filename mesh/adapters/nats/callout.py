@@ -1,13 +1,14 @@
 """`mesh.ports.Doorman` by NATS auth callout: the broker asks, one of the masters answers.
 
-However many come at once, so many are judged and so many wait; the others get no answer, and the
-broker turns them away after its 2 s.
+However many come at once, so many are judged and so many wait, the newest first: under a flood,
+those who are answered are answered in time, and who tries again gets in. The others get no answer,
+and the broker turns them away after its 2 s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections import deque
 from typing import NamedTuple
 
 import structlog
@@ -22,20 +23,23 @@ from mesh.adapters.nats.login_jwt import (
     sign_refusal,
 )
 from mesh.adapters.nats.nkey import CurveKey, Signer
+from mesh.core.seldom import Seldom
 from mesh.errors import MeshError, StateError, UnauthorizedError
 from mesh.ports import Clock, Judge
 
 log = structlog.get_logger()
 
 SUBJECT = "$SYS.REQ.USER.AUTH"
-JUDGED_AT_ONCE = 64
+JUDGED_AT_ONCE = 8
+"""They ask the database, whose connections are shared with everything else that a master does."""
 MOST_WAITING = 4096
 PATIENCE_S = 2.0
 """Of the broker (`authorization.timeout`); an answer after that is for nobody."""
 
 _QUEUE_GROUP = "masters"
 _SENDER = b"nats-server-xkey:"
-_QUIET_S = 1.0
+_MOST_AGE_S = 1.25
+"""Of a question that is begun: the answer is on its way for a while too."""
 
 
 class _Question(NamedTuple):
@@ -65,11 +69,12 @@ class NatsDoorman:
         self._bus = bus
         self._clock = clock
         self._judge: Judge | None = None
-        self._waiting: asyncio.Queue[_Question] = asyncio.Queue(MOST_WAITING)
-        self._workers: list[asyncio.Task[None]] = []
+        self._waiting: deque[_Question] = deque()
+        """The oldest first."""
+        self._workers: set[asyncio.Task[None]] = set()
         self._subscription: NatsSubscription | None = None
         self._dropped = 0
-        self._told_at = -_QUIET_S
+        self._seldom = Seldom()
 
     @property
     def dropped(self) -> int:
@@ -77,20 +82,15 @@ class NatsDoorman:
 
     async def start(self, judge: Judge) -> None:
         self._judge = judge
-        self._workers = [
-            asyncio.create_task(self._work(), name=f"doorman-{number}")
-            for number in range(JUDGED_AT_ONCE)
-        ]
         self._subscription = await self._bus.subscribe_raw(SUBJECT, self._heard, queue=_QUEUE_GROUP)
 
     async def stop(self) -> None:
         if self._subscription is not None:
             await self._subscription.unsubscribe()
             self._subscription = None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
-                await self._waiting.join()
-        workers, self._workers = self._workers, []
+        workers = list(self._workers)
+        if workers:
+            await asyncio.wait(workers, timeout=PATIENCE_S)
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
@@ -103,24 +103,25 @@ class NatsDoorman:
         question = _Question(
             reply.decode("ascii", "replace"), data, _sender(headers), self._clock.monotonic()
         )
-        try:
-            self._waiting.put_nowait(question)
-        except asyncio.QueueFull:
+        if len(self._waiting) >= MOST_WAITING:
+            self._waiting.popleft()
             self._drop("too many at once")
+        self._waiting.append(question)
+        if len(self._workers) < JUDGED_AT_ONCE:
+            worker = asyncio.get_running_loop().create_task(self._work(), name="doorman")
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
 
     async def _work(self) -> None:
-        while True:
-            question = await self._waiting.get()
+        while self._waiting:
             try:
-                await self._settle(question)
+                await self._settle(self._waiting.pop())
             except Exception:
                 log.exception("mesh.login.answer_failed")
-            finally:
-                self._waiting.task_done()
 
     async def _settle(self, question: _Question) -> None:
-        left_s = question.came_at + PATIENCE_S - self._clock.monotonic()
-        if left_s <= 0:
+        age_s = self._clock.monotonic() - question.came_at
+        if age_s > _MOST_AGE_S:
             self._drop("waited too long")
             return
         try:
@@ -130,7 +131,7 @@ class NatsDoorman:
         except ValueError as error:
             self._drop(str(error))
             return
-        answer = await self._answer(request, left_s)
+        answer = await self._answer(request, PATIENCE_S - age_s)
         if answer is None:
             return
         sealed = self._curve_key.seal(answer, request.server_xkey)
@@ -150,11 +151,11 @@ class NatsDoorman:
         except UnauthorizedError as error:
             return sign_refusal(self._issuer, request, str(error), at_s=self._now_s())
         except (MeshError, TimeoutError, ValueError) as error:
-            if self._may_tell():
+            if self._turn() is not None:
                 why = str(error) or "took too long"
                 log.warning("mesh.login.not_judged", user=user, error=why)
         except Exception:
-            if self._may_tell():
+            if self._turn() is not None:
                 log.exception("mesh.login.not_judged", user=user)
         return None
 
@@ -163,16 +164,11 @@ class NatsDoorman:
 
     def _drop(self, why: str) -> None:
         self._dropped += 1
-        if self._may_tell():
+        if self._turn() is not None:
             log.warning("mesh.login.request_dropped", reason=why[:200], dropped=self._dropped)
 
-    def _may_tell(self) -> bool:
-        """A line a second at most, whatever is thrown at us."""
-        now = self._clock.monotonic()
-        if now - self._told_at < _QUIET_S:
-            return False
-        self._told_at = now
-        return True
+    def _turn(self) -> int | None:
+        return self._seldom.turn(self._clock.monotonic())
 
 
 def _sender(headers: bytes | None) -> str:

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 import structlog
 
 from mesh.adapters.nats.multiplexer import Multiplexer
+from mesh.core.seldom import Seldom
 
 log = structlog.get_logger()
 
 _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
-_QUIET_S = 1.0
 
 
 class Trial:
@@ -36,8 +36,7 @@ class Denials:
         self._identity = identity
         self._replies = replies
         self._trials: set[Trial] = set()
-        self._told_at = -_QUIET_S
-        self._untold = 0
+        self._seldom = Seldom()
 
     @contextmanager
     def trial(self, subject: str) -> Iterator[Trial]:
@@ -65,15 +64,12 @@ class Denials:
 
     def _tell(self, act: str, subject: str) -> None:
         """One line a second, however many."""
-        now = asyncio.get_running_loop().time()
-        if now - self._told_at < _QUIET_S:
-            self._untold += 1
-            return
-        log.warning(
-            "mesh.bus.subject_denied",
-            identity=self._identity,
-            act=act,
-            subject=subject,
-            more_before=self._untold,
-        )
-        self._told_at, self._untold = now, 0
+        more = self._seldom.turn(asyncio.get_running_loop().time())
+        if more is not None:
+            log.warning(
+                "mesh.bus.subject_denied",
+                identity=self._identity,
+                act=act,
+                subject=subject,
+                more_before=more,
+            )

@@ -14,7 +14,8 @@ import structlog
 
 from mesh.adapters.nats.bus import NatsBus
 from mesh.adapters.nats.streams import DAY_NS, AppendOnlyStream
-from mesh.errors import MeshError
+from mesh.core.seldom import Seldom
+from mesh.errors import BadRequestError, MeshError
 from mesh.wire import codec, subjects
 from mesh.wire.messages import HistoryRecord
 
@@ -25,7 +26,7 @@ _MAX_AGE_NS = 366 * DAY_NS
 _MAX_BYTES = 4 * 1024**3
 
 
-class _Stored(NamedTuple):
+class _Read(NamedTuple):
     sequence: int
     record: HistoryRecord | None
 
@@ -42,6 +43,9 @@ class JetStreamHistory:
             max_age_ns=_MAX_AGE_NS,
             max_bytes=_MAX_BYTES,
         )
+        self._seldom = Seldom()
+        self.dropped = 0
+        """Records that cannot be read, or that somebody else published."""
 
     async def prepare(self) -> None:
         await self._stream.prepare()
@@ -71,12 +75,27 @@ class JetStreamHistory:
             found += [(sequence, record) for sequence, record in stored if record is not None]
         return found, max(last, after)
 
-    async def _get(self, sequence: int, timeout_s: float) -> _Stored:
-        data = await self._stream.get(sequence, timeout_s=timeout_s)
-        if data is None:
-            return _Stored(sequence, None)
+    async def _get(self, sequence: int, timeout_s: float) -> _Read:
+        stored = await self._stream.get(sequence, timeout_s=timeout_s)
+        if stored is None:
+            return _Read(sequence, None)
         try:
-            return _Stored(sequence, codec.decode(data, HistoryRecord))
+            record = codec.decode(stored.data, HistoryRecord)
+            if subjects.history(record.node, record.action, record.state) != stored.subject:
+                raise BadRequestError(f"{record.node[:64]!r} did not publish it")
         except MeshError as error:
-            log.warning("mesh.history.record_unreadable", sequence=sequence, error=str(error))
-            return _Stored(sequence, None)
+            self._drop(sequence, stored.subject, error)
+            return _Read(sequence, None)
+        return _Read(sequence, record)
+
+    def _drop(self, sequence: int, subject: str, error: MeshError) -> None:
+        self.dropped += 1
+        more = self._seldom.turn(asyncio.get_running_loop().time())
+        if more is not None:
+            log.warning(
+                "mesh.history.record_dropped",
+                sequence=sequence,
+                subject=subject[:200],
+                error=str(error),
+                more_before=more,
+            )

@@ -94,7 +94,10 @@ class Multiplexer:
         """The broker does not let us publish on `subject`, given in lower case."""
         for waiter in self._waiting.values():
             if waiter.about.lower() == subject and not waiter.future.done():
-                denied = f"the broker does not let this login publish on {waiter.about}"
+                denied = (
+                    f"the broker refuses {waiter.about}: this login lacks the scope for it; "
+                    "`meshctl users` shows scopes, and whoever has `admin` gives them"
+                )
                 waiter.future.set_exception(ForbiddenError(denied))
 
     def on_message(self, subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -19,6 +19,7 @@ _TAKEN = 10058  # stream name already in use: another master made it a moment ag
 _INFO_WITHIN_S = 5.0
 _MADE_WITHIN_S = 10.0
 _DUPLICATES_NS = 10 * 60 * 10**9
+_SUBJECT = b"Nats-Subject:"
 DAY_NS = 24 * 3600 * 10**9
 
 _SETTINGS: dict[str, Any] = {
@@ -30,6 +31,14 @@ _SETTINGS: dict[str, Any] = {
     "deny_delete": True,
     "deny_purge": True,
 }
+
+
+class Stored(NamedTuple):
+    """What was added."""
+
+    subject: str
+    """Where it was published: the broker knows who may, whatever `data` says."""
+    data: bytes
 
 
 class _ApiError(msgspec.Struct, frozen=True):
@@ -113,7 +122,7 @@ class AppendOnlyStream:
         """Of what was added last; 0: nothing ever was."""
         return self._good(await self._api("STREAM.INFO", b"", timeout_s=timeout_s)).state.last_seq
 
-    async def get(self, sequence: int, *, timeout_s: float) -> bytes | None:
+    async def get(self, sequence: int, *, timeout_s: float) -> Stored | None:
         """What stands there; None: it is too old, or lost."""
         reply = await self._bus.request_broker(
             f"$JS.API.DIRECT.GET.{self._name}", b'{"seq":%d}' % sequence, timeout_s=timeout_s
@@ -123,7 +132,7 @@ class AppendOnlyStream:
             return None
         if headers.startswith((b"NATS/1.0 4", b"NATS/1.0 5")):
             raise UnavailableError(f"{self._about} cannot be read: {headers[9:60]!r}")
-        return reply.data
+        return Stored(_subject(headers), reply.data)
 
     async def _set(self, verb: str) -> None:
         payload = msgspec.json.encode(self._settings)
@@ -148,6 +157,17 @@ class AppendOnlyStream:
 
     def _refused(self, error: _ApiError) -> UnavailableError:
         return UnavailableError(f"{self._about} refuses: {error.description} ({error.err_code})")
+
+
+def _subject(headers: bytes) -> str:
+    """Empty where the broker does not say. Its own headers stand after the publisher's: the last
+    one counts.
+    """
+    found = ""
+    for line in headers.split(b"\r\n"):
+        if line.startswith(_SUBJECT):
+            found = line[len(_SUBJECT) :].strip().decode("ascii", "replace")
+    return found
 
 
 def _read(reply: Reply) -> _Answer:

@@ -27,6 +27,7 @@ _FINGERPRINT_DIGITS = 16
 
 _nodes = models.nodes
 _users = models.users
+_refresh = models.refresh_tokens
 _pending = models.pending_nodes
 _waits = _pending.c.rejected_at.is_(None)
 
@@ -155,11 +156,15 @@ class SqlLoginStore:
                 rows = await connection.execute(sa.select(_users).order_by(_users.c.name))
                 return [_user(row) for row in rows.mappings()]
 
-    async def remove_user(self, name: str) -> User:
+    async def remove_user(self, name: str, *, at: int) -> User:
         gone = sa.delete(_users).where(_users.c.name == name).returning(_users)
+        theirs = sa.and_(_refresh.c.subject == name, _refresh.c.revoked_at.is_(None))
+        revoke = sa.update(_refresh).where(theirs).values(revoked_at=at)
         with translated():
             async with self._writing() as connection:
                 row = (await connection.execute(gone)).mappings().one_or_none()
+                if row is not None:
+                    await connection.execute(revoke)
         if row is None:
             raise NotFoundError(f"there is no user {name[:80]!r}; see: meshctl users list")
         return _user(row)
@@ -245,17 +250,16 @@ class SqlLoginStore:
     # -- the first ones --------------------------------------------------------------------------
 
     async def sow(self, seedling: Seedling, record: NodeRecord, *, at: int) -> Sown:
-        sown = self._insert(models.sown_keys).values(digest=seedling.digest)
-        once = sown.on_conflict_do_nothing(index_elements=["digest"])
+        keys = models.sown_keys
+        known = sa.select(keys.c.digest).where(keys.c.digest == seedling.digest)
         with translated():
             async with self._writing() as connection:
-                if not (await connection.execute(once)).rowcount:
-                    return Sown.KNOWN
                 await take_turns(connection)
+                if (await connection.execute(known)).first() is not None:
+                    return Sown.KNOWN
                 is_node = (await connection.execute(_names(_nodes, seedling.name))).first()
                 is_user = (await connection.execute(_names(_users, seedling.name))).first()
                 if (is_user if seedling.node else is_node) is not None:
-                    await connection.rollback()  # as soon as the name is free
                     return Sown.TAKEN
                 if (is_node if seedling.node else is_user) is not None:
                     table = _nodes if seedling.node else _users
@@ -267,7 +271,21 @@ class SqlLoginStore:
                 else:
                     user = User(name=seedling.name, scopes=seedling.scopes, created_at=at)
                     await _insert_user(connection, user, seedling.digest)
+                await connection.execute(self._mark_sown(seedling.digest))
         return Sown.ENTERED
+
+    async def sown(self, digest: str) -> None:
+        with translated():
+            async with self._writing() as connection:
+                await connection.execute(self._mark_sown(digest))
+
+    def _mark_sown(self, digest: str) -> sa.Executable:
+        mark: sa.Executable = (
+            self._insert(models.sown_keys)
+            .values(digest=digest)
+            .on_conflict_do_nothing(index_elements=["digest"])
+        )
+        return mark
 
 
 async def _set_key(

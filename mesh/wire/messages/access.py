@@ -1,7 +1,7 @@
 """Who may come in: access, refresh and join tokens, API keys, and what is no longer good.
 
-No secret goes to a master: it is asked about the SHA-256 of keys and tokens. New ones come from
-it once, in the answer.
+No secret but a join token goes to a master: it is asked about the SHA-256 of keys and tokens. New
+ones come from it once, in the answer.
 """
 
 from __future__ import annotations
@@ -147,11 +147,13 @@ class JoinTokenCreated(ShownOnce, frozen=True, kw_only=True, omit_defaults=False
     uses: int | None
 
 
-class NodeJoin(Request, frozen=True, kw_only=True):
-    """`master.join`: a node registers itself."""
+class NodeJoin(ShownOnce, Request, frozen=True, kw_only=True):
+    """`master.join`: a node registers itself. The one request that holds a secret: whoever got hold
+    of the database's copy of it, the SHA-256, cannot join with that.
+    """
 
-    digest: Digest
-    """Of the join token."""
+    token: Annotated[str, Meta(min_length=1, max_length=512)]
+    """The join token."""
     node: NodeRegister
     version: Annotated[str, Meta(max_length=64)] = ""
 

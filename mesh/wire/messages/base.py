@@ -56,11 +56,11 @@ class Request(Wire, frozen=True, kw_only=True):
     """Network address of whoever a gateway or bridge speaks for."""
 
 
-_SECRETS = frozenset({"api_key", "join_token", "access_token", "refresh_token"})
+_SECRETS = frozenset({"api_key", "join_token", "access_token", "refresh_token", "token"})
 
 
 class ShownOnce(Wire, frozen=True, kw_only=True):
-    """Base of answers that hold secrets: whoever logs or prints one shows none of them."""
+    """Base of messages that hold secrets: whoever logs or prints one shows none of them."""
 
     def __repr__(self) -> str:
         shown = (

@@ -1,0 +1,147 @@
+"""A master, wired."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+import mesh.adapters.clock as clocks
+from mesh.adapters.state import held
+from mesh.bootstrap.clients import PATIENCE_S, connect_bus
+from mesh.bootstrap.places import read_master_credentials
+from mesh.config import MeshConfig, SecurityConfig
+from mesh.errors import StateError, UnavailableError
+from mesh.ports import History
+
+if TYPE_CHECKING:
+    from mesh.adapters.nats.bus import NatsBus
+    from mesh.adapters.sql.registry import SqlRegistry
+    from mesh.runtime.audit import AuditTrail
+    from mesh.runtime.master import Master
+    from mesh.runtime.signing_keys import SigningKeys
+
+
+_FORMER_KEYS = "signing-keys.json"
+
+
+@asynccontextmanager
+async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]:
+    """A master that runs while the block does.
+
+    Args:
+        config: With `nats` resolved (`resolve_nats`); `nats.credentials` is the masters' file.
+        data_dir: Where the registry is kept unless `master.database` says otherwise.
+
+    Raises:
+        StateError: The folder, the database or the credentials cannot be used.
+        DisconnectedError: No broker there.
+        UnauthorizedError: It does not know these masters.
+    """
+    from mesh.adapters.addresses import check_url
+    from mesh.adapters.nats.audit import JetStreamAudit
+    from mesh.adapters.nats.bouncer import NatsBouncer
+    from mesh.adapters.nats.callout import NatsDoorman
+    from mesh.adapters.nats.history import JetStreamHistory
+    from mesh.adapters.sql.registry import SqlRegistry
+    from mesh.runtime.audit import AuditTrail
+    from mesh.runtime.master import Master
+
+    clock = clocks.SystemClock()
+    nats, security = config.nats, config.security
+    if not nats.credentials:
+        raise StateError("a master needs its credentials (master.json): give --creds/MESH_CREDS")
+    async with AsyncExitStack() as stack:
+        stack.enter_context(held(data_dir))
+        own = read_master_credentials(Path(nats.credentials))
+        database = config.master.database or f"sqlite+aiosqlite:///{data_dir / 'registry.db'}"
+        registry = await SqlRegistry.open(database)
+        stack.push_async_callback(registry.close)
+        buses = []
+        for login in (own.login(), own.auth_login(), own.sys_login()):
+            bus = await connect_bus(None, nats, login=login, patience_s=PATIENCE_S)
+            stack.push_async_callback(bus.close)
+            buses.append(bus)
+        bus, of_logins, of_system = buses
+        history = JetStreamHistory(bus)
+        await _prepared(history)
+        audit = AuditTrail(
+            registry.audit,
+            JetStreamAudit(of_logins, days=security.audit_days),
+            clock,
+            audit_days=security.audit_days,
+        )
+        running = Master(
+            bus,
+            registry,
+            history,
+            clock,
+            tokens=registry.tokens,
+            logins=registry.logins,
+            doorman=NatsDoorman(of_logins, own, clock),
+            bouncer=NatsBouncer(of_system),
+            signing=_signing(
+                security,
+                registry=registry,
+                bus=bus,
+                issuer_seed=own.issuer_nkey,
+                audit=audit,
+                former=data_dir / _FORMER_KEYS,
+            ),
+            audit=audit,
+            check_url=check_url(security),
+            seedlings=own.seedlings,
+            health=config.health,
+            config=config.master,
+            security=security,
+            rate_limit=config.rate_limit,
+            incarnation=clock.unix_ms(),
+        )
+        await running.start()
+        stack.push_async_callback(running.stop)
+        yield running
+
+
+def _signing(
+    security: SecurityConfig,
+    *,
+    registry: SqlRegistry,
+    bus: NatsBus,
+    issuer_seed: str,
+    audit: AuditTrail,
+    former: Path,
+) -> SigningKeys:
+    """What signs access tokens: a secret of the settings, or the masters' own ring of keys."""
+    from mesh.adapters.former_keys import FormerKeyFile
+    from mesh.adapters.jwt import Ed25519Mint, SecretSigner
+    from mesh.adapters.sealing import SeedSealer
+    from mesh.runtime.signing_keys import KeyRing, SharedSecret
+
+    names = {"issuer": security.issuer, "audience": security.audience}
+    if security.jwt_secret:
+        return SharedSecret(SecretSigner(security.jwt_secret, **names))
+    return KeyRing(
+        registry.signing_keys,
+        bus,
+        clocks.SystemClock(),
+        mint=Ed25519Mint(**names),
+        sealer=SeedSealer(issuer_seed),
+        audit=audit,
+        former=FormerKeyFile(former),
+    )
+
+
+async def _prepared(history: History) -> None:
+    """JetStream needs a moment after a broker's start."""
+    delay_s = 0.1
+    while True:
+        try:
+            return await history.prepare()
+        except UnavailableError as error:
+            structlog.get_logger().info("mesh.history.awaited", error=str(error))
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 2.0)
