@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -51,3 +52,14 @@ async def flood(url: str, logins: Iterable[tuple[str, str]], *, per_s: float) ->
         tries.append(asyncio.create_task(try_login(url, user, password)))
     results = await asyncio.gather(*tries, return_exceptions=True)
     return sum(result is True for result in results)
+
+
+async def until_let_in(url: str, user: str, password: str) -> int:
+    """Try again, after the delays of our own clients, until the broker lets us in; how many tries
+    that took.
+    """
+    longest_s, tries = 0.05, 1
+    while not await try_login(url, user, password):
+        await asyncio.sleep(random.uniform(0.025, longest_s))
+        longest_s, tries = min(1.0, longest_s * 2), tries + 1
+    return tries

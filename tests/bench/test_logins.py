@@ -8,7 +8,7 @@ import time
 
 import pytest
 from live_mesh import LiveMesh
-from raw_login import try_logins
+from raw_login import until_let_in
 
 from mesh import messages
 
@@ -28,14 +28,17 @@ async def test_three_hundred_nodes_at_once(tmp_path):
                 made = await client.register_node(messages.NodeRegister(name=f"node-{number}"))
                 logins.append((made.node.slug, made.api_key))
         url = running.file()["nats_url"]
-        took = []
+        took, most_tries = [], 0
         for _ in range(3):
             began = time.perf_counter()
-            let_in = await try_logins(url, logins, at_once=NODES)
+            tries = await asyncio.gather(*(until_let_in(url, *login) for login in logins))
             took.append(time.perf_counter() - began)
-            assert all(let_in)
+            most_tries = max(most_tries, *tries)
             await asyncio.sleep(0.5)
     finally:
         running.stop()
-    sys.stdout.write(f"\n{NODES} logins at once: {', '.join(f'{each:.2f} s' for each in took)}\n")
-    assert min(took) < LIMIT_S
+    sys.stdout.write(
+        f"\n{NODES} logins at once: {', '.join(f'{each:.2f} s' for each in took)}; "
+        f"{most_tries} tries at most\n"
+    )
+    assert max(took) < LIMIT_S
