@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from fakes import MemoryBroker
+from stepped_clock import SteppedClock
 
 from mesh.adapters.jwt import Ed25519Mint
 from mesh.adapters.sealing import SeedSealer
@@ -68,41 +69,6 @@ class MemorySigningKeys:
         return gone
 
 
-class PacedClock:
-    """Stands still until told; who sleeps wakes when its time has come."""
-
-    def __init__(self) -> None:
-        self.now = float(NOW_S)
-        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def unix_ms(self) -> int:
-        return round(self.now * 1000)
-
-    async def sleep(self, seconds: float) -> None:
-        woken = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self.now + seconds, woken))
-        await woken
-
-    async def step(self, seconds: float) -> None:
-        """Let time pass at one go: who would have woken several times wakes once."""
-        self.now += seconds
-        due = [woken for at, woken in self._sleepers if at <= self.now]
-        self._sleepers = [one for one in self._sleepers if one[0] > self.now]
-        for woken in due:
-            if not woken.done():
-                woken.set_result(None)
-        await settled()
-
-
-async def settled() -> None:
-    """All that can go on without time passing has done so."""
-    for _ in range(40):
-        await asyncio.sleep(0)
-
-
 class NotedAudit:
     """`mesh.ports.Audit` that keeps what it is told."""
 
@@ -137,7 +103,7 @@ class SharedRing:
     def __init__(self) -> None:
         self.store: Any = MemorySigningKeys()
         self.broker = MemoryBroker()
-        self.clock = PacedClock()
+        self.clock = SteppedClock(float(NOW_S))
         self.audit = NotedAudit()
         self.masters: list[KeyRing] = []
 

@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -154,7 +155,7 @@ def token_verifier(*, secret: str, issuer: str, audience: str, leeway_s: float) 
     return JwtVerifier(issuer=issuer, audience=audience, leeway_s=leeway_s)
 
 
-class _Verifier:
+class _Verifier(ABC):
     """What both kinds check alike."""
 
     def __init__(self, *, algorithm: str, issuer: str, audience: str, leeway_s: float) -> None:
@@ -182,9 +183,9 @@ class _Verifier:
         )
         return identity, until
 
+    @abstractmethod
     def _key_of(self, header: dict[str, Any]) -> Ed25519PublicKey | str:
         """Raises UnauthorizedError: None that is trusted."""
-        raise NotImplementedError
 
     def _signed_by(self, key: Ed25519PublicKey | str, token: str) -> dict[str, Any]:
         claims = jwt.decode(

@@ -29,6 +29,7 @@ from mesh.runtime.approvals import Approvals
 from mesh.runtime.background import Background
 from mesh.runtime.exclusion import Exclusion
 from mesh.runtime.issued_tokens import IssuedTokens, distinct, secret, who
+from mesh.runtime.key_rotation import KeyRotation
 from mesh.runtime.kicks import Kicks
 from mesh.runtime.logins import STRANGER
 from mesh.runtime.membership import Membership
@@ -91,17 +92,18 @@ class Authority:
             clock=clock,
             config=config,
         )
+        keys = KeyRotation(self.exclusion, logins=logins, audit=audit, clock=clock)
         changes = NodeChanges(
             membership,
             self.exclusion,
+            keys,
             registry=registry,
             logins=logins,
             audit=audit,
             check_url=check_url,
-            clock=clock,
         )
         self._approvals = Approvals(admission, kicks, logins=logins, audit=audit, clock=clock)
-        users = Users(self.exclusion, logins=logins, audit=audit, clock=clock)
+        users = Users(self.exclusion, keys, logins=logins, audit=audit, clock=clock)
         self.verbs: Mapping[str, tuple[type[Request], Verb]] = {
             "authenticate": (Authenticate, self._authenticate),
             "join-token-create": (JoinTokenCreate, self._create_join_token),

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import structlog
 
 from mesh.errors import NotFoundError
-from mesh.ports import Audit, Clock, LoginStore, Registry, Verb
-from mesh.runtime.access_api import digest_of
-from mesh.runtime.admission import API_KEY, CheckUrl
+from mesh.ports import Audit, LoginStore, Registry, Verb
+from mesh.runtime.admission import CheckUrl
 from mesh.runtime.exclusion import Exclusion
-from mesh.runtime.issued_tokens import secret, who
+from mesh.runtime.issued_tokens import who
+from mesh.runtime.key_rotation import KeyRotation
 from mesh.runtime.logins import may_connect
 from mesh.runtime.membership import Membership
 from mesh.types import Status
@@ -35,20 +35,20 @@ class NodeChanges:
         self,
         membership: Membership,
         exclusion: Exclusion,
+        keys: KeyRotation,
         *,
         registry: Registry,
         logins: LoginStore,
         audit: Audit,
         check_url: CheckUrl,
-        clock: Clock,
     ) -> None:
         self._membership = membership
         self._exclusion = exclusion
+        self._keys = keys
         self._registry = registry
         self._logins = logins
         self._audit = audit
         self._check_url = check_url
-        self._clock = clock
         self.verbs: Mapping[str, tuple[type[Request], Verb]] = {
             "remove": (NodeName, self._remove),
             "rotate-key": (NodeKeyRotate, self._rotate_key),
@@ -80,22 +80,8 @@ class NodeChanges:
 
     async def _rotate_key(self, asked: NodeKeyRotate, caller: str) -> NodeKey:
         record = await self._membership.find(asked.node)
-        api_key = secret(API_KEY)
-        until = self._clock.unix_ms() + asked.overlap_s * 1000 if asked.overlap_s else 0
-        before = await self._logins.rotate(
-            record.slug, digest_of(api_key), node=True, previous_until=until
-        )
-        by = who(asked, caller)
-        self._audit.note(
-            "key-rotated",
-            actor=by,
-            subject=record.slug,
-            origin=asked.origin,
-            overlap_s=asked.overlap_s,
-        )
-        await self._exclusion.key_replaced(before, previous_until=until, by=by)
-        log.info("mesh.node.key_rotated", node=record.slug, overlap_s=asked.overlap_s, by=by)
-        return NodeKey(node=record, api_key=api_key, previous_until=until if before.digest else 0)
+        rotated = await self._keys.rotate(record.slug, asked, caller, node=True)
+        return NodeKey(node=record, api_key=rotated.api_key, previous_until=rotated.previous_until)
 
     async def _remove(self, asked: NodeName, caller: str) -> NodeRecord:
         record = await self._membership.find(asked.node)

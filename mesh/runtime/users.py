@@ -12,6 +12,7 @@ from mesh.runtime.access_api import digest_of
 from mesh.runtime.admission import API_KEY
 from mesh.runtime.exclusion import Exclusion
 from mesh.runtime.issued_tokens import distinct, secret, who
+from mesh.runtime.key_rotation import KeyRotation
 from mesh.wire import subjects
 from mesh.wire.messages import (
     Request,
@@ -30,9 +31,16 @@ class Users:
     """Everybody with a key who is no node."""
 
     def __init__(
-        self, exclusion: Exclusion, *, logins: LoginStore, audit: Audit, clock: Clock
+        self,
+        exclusion: Exclusion,
+        keys: KeyRotation,
+        *,
+        logins: LoginStore,
+        audit: Audit,
+        clock: Clock,
     ) -> None:
         self._exclusion = exclusion
+        self._keys = keys
         self._logins = logins
         self._audit = audit
         self._clock = clock
@@ -96,22 +104,9 @@ class Users:
         if asked.name == caller and not asked.overlap_s:
             message = "your own key: give --overlap, so that the answer reaches you"
             raise InvalidError(f"overlap_s: {message}", fields={"overlap_s": [message]})
-        api_key = secret(API_KEY)
-        until = self._clock.unix_ms() + asked.overlap_s * 1000 if asked.overlap_s else 0
-        before = await self._logins.rotate(
-            asked.name, digest_of(api_key), node=False, previous_until=until
-        )
-        by = who(asked, caller)
-        self._audit.note(
-            "key-rotated",
-            actor=by,
-            subject=before.name,
-            origin=asked.origin,
-            overlap_s=asked.overlap_s,
-        )
-        await self._exclusion.key_replaced(before, previous_until=until, by=by)
-        log.info("mesh.user.key_rotated", user=before.name, overlap_s=asked.overlap_s, by=by)
-        user = next((one for one in await self._logins.users() if one.name == before.name), None)
+        rotated = await self._keys.rotate(asked.name, asked, caller, node=False)
+        name = rotated.before.name
+        user = next((one for one in await self._logins.users() if one.name == name), None)
         if user is None:
-            raise NotFoundError(f"user {before.name!r} was removed meanwhile")
-        return UserKey(user=user, api_key=api_key, previous_until=until)
+            raise NotFoundError(f"user {name!r} was removed meanwhile")
+        return UserKey(user=user, api_key=rotated.api_key, previous_until=rotated.previous_until)

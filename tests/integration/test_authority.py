@@ -842,7 +842,7 @@ async def test_no_secret_is_kept_logged_or_told(office):
     )
     assert "…" not in str([redact(None, "", dict(entry)) for entry in logged]), "ids are no secrets"
     events = {entry["event"]: entry for entry in logged}
-    for event in ("node.joined", "node.key_rotated", "token.refreshed", "join_token.created"):
+    for event in ("node.joined", "key.rotated", "token.refreshed", "join_token.created"):
         assert events[f"mesh.{event}"]["by"] == "ops"
     assert events["mesh.token.reused"]["log_level"] == "warning"
     assert events["mesh.token.revoked"]["token_id"] == issued.id

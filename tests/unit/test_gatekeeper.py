@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import structlog
 from fakes import MemoryBroker
+from stepped_clock import SteppedClock, settled
 
 from mesh.adapters.logs import redact
 from mesh.errors import MeshError, TooLargeError, UnauthorizedError, UnavailableError
@@ -24,40 +25,6 @@ KEY = "nmk_" + "k" * 43
 OTHER_KEY = "nmk_" + "o" * 43
 APP = Identity(subject="app", scopes=["search"], token_id="t1")
 CRM = Identity(subject="crm", scopes=["search", "actions"], node=True)
-
-
-class SteppedClock:
-    """Stands still until told; who sleeps wakes when its time has come."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def unix_ms(self) -> int:
-        return round(self.now * 1000)
-
-    async def sleep(self, seconds: float) -> None:
-        woken = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self.now + seconds, woken))
-        await woken
-
-    async def step(self, seconds: float) -> None:
-        self.now += seconds
-        due = [one for one in self._sleepers if one[0] <= self.now]
-        self._sleepers = [one for one in self._sleepers if one not in due]
-        for _, woken in due:
-            if not woken.done():
-                woken.set_result(None)
-        await settled()
-
-
-async def settled() -> None:
-    """All that can go on without time passing has done so."""
-    for _ in range(30):
-        await asyncio.sleep(0)
 
 
 class NamedTokens:
@@ -135,7 +102,7 @@ class Master:
 class World:
     def __init__(self) -> None:
         self.broker = MemoryBroker()
-        self.clock = SteppedClock()
+        self.clock = SteppedClock(1000.0)
         self.master = Master(self.broker)
         self.bus = self.broker.bus("gateway")
         self.verifier = NamedTokens()

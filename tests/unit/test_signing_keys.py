@@ -12,8 +12,8 @@ from signing_fakes import (
     FormerInMemory,
     MemorySigningKeys,
     SharedRing,
-    settled,
 )
+from stepped_clock import settled
 
 from mesh.adapters.jwt import Ed25519Mint, JwtVerifier, SecretSigner
 from mesh.adapters.sealing import SeedSealer

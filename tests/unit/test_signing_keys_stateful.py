@@ -9,7 +9,8 @@ import asyncio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from signing_fakes import MESH, NOW_S, SharedRing, settled
+from signing_fakes import MESH, NOW_S, SharedRing
+from stepped_clock import settled
 
 from mesh.adapters.jwt import JwtVerifier
 from mesh.errors import ConflictError, UnauthorizedError
