@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+# Tests wait for processes more than they compute; those that break things come afterwards, one at a time.
+WORKERS ?= 3
 
 # Debian packages by the command that is missing: a browser for the pages, node for an example, wrk and npm for measuring.
 CHROMIUM = $(shell command -v chromium chromium-browser google-chrome >/dev/null || echo chromium)
@@ -51,7 +53,8 @@ check: setup ## style, types, architecture
 	$(BIN)/mypy mesh agents cli examples/crm examples/notes
 
 test: setup system ## every test, with a short chaos round
-	$(BIN)/python -m pytest -m "not bench and not long"
+	$(BIN)/python -m pytest -m "not bench and not long and not chaos" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "chaos and not bench and not long"
 
 chaos: setup ## the long chaos rounds
 	$(BIN)/python -m pytest tests/chaos -m "not bench"

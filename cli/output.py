@@ -46,6 +46,7 @@ STATE_STYLES = {
     "expired": "yellow",
     "interrupted": "red",
 }
+BREAKER_STYLES = {"closed": "green", "open": "red", "half open": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,16 @@ class Output:
         """A note that must not be missed."""
         self.note(f"warning: {text}")
 
+    def warn_if_blind(self, *, blind: bool) -> None:
+        """Say so where health is only what it was."""
+        if blind:
+            self.warn("the master cannot see the broker right now: health is what it last was")
+
+    def hint(self, text: str) -> None:
+        """What could be typed next, for a person at a terminal: programs get it in the JSON."""
+        if self.terminal:
+            self.console().print(printable(text), style="dim")
+
     def json(self, value: Any) -> None:
         """The whole answer as JSON: one line in a pipe, indented on a terminal."""
         import msgspec
@@ -209,12 +220,44 @@ class Output:
 
             yield show
 
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str], None]]:
+        """A line on stderr about what is waited for: in place on a terminal, else one each time
+        that it changes; none beside JSON.
+        """
+        if self.as_json:
+            yield lambda _text: None
+        elif not sys.stderr.isatty():
+            yield _each_change(self.note)
+        else:
+            try:
+                yield lambda text: _in_place(printable(text))
+            finally:
+                _in_place("")
+
     def _print_round(self, columns: Sequence[Column], rows: Rows, lines: Sequence[str]) -> None:
         if rows:
             self.table(columns, rows)
         for line in lines:
             self.line(printable(line))
         self.stdout.flush()
+
+
+def _each_change(say: Callable[[str], None]) -> Callable[[str], None]:
+    last = ""
+
+    def show(text: str) -> None:
+        nonlocal last
+        if text != last:
+            say(text)
+            last = text
+
+    return show
+
+
+def _in_place(text: str) -> None:
+    sys.stderr.write(f"\r\x1b[2K{text}")
+    sys.stderr.flush()
 
 
 def _rich_table(columns: Sequence[Column], rows: Rows) -> Table:

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from mesh.types import MergeStrategy
+from mesh.types import MergeStrategy, Strategy
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 _LEAST_SECRET_CHARS = 32
@@ -95,6 +95,13 @@ class HealthConfig(Settings, frozen=True, kw_only=True):
     stalled_lag_s: Seconds = 2.0
     probe_interval_s: Seconds = 5.0
     probe_timeout_s: Seconds = 1.0
+    flap_window_s: Seconds = 120.0
+    """Falls that are longer ago are forgiven."""
+    flap_after: Annotated[int, Meta(ge=1, le=1000)] = 3
+    """From this many falls within the window on, a node that is back waits before it is used."""
+    rejoin_first_s: Seconds = 2.0
+    """How long at first; each further fall doubles it."""
+    rejoin_most_s: Seconds = 60.0
 
     def __post_init__(self) -> None:
         """Raises: ValueError (msgspec turns it into its own)."""
@@ -107,6 +114,39 @@ class RoutingConfig(Settings, frozen=True, kw_only=True):
 
     request_timeout_s: Seconds = 30.0
     """Of an action, unless its author or caller says otherwise."""
+    strategy: Strategy = "p2c"
+    """How one of several replicas is chosen."""
+    max_attempts: Annotated[int, Meta(ge=1, le=10)] = 3
+    """Of one call, the first one counted in."""
+    retry_budget: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    """Share of all calls that may be repeated."""
+    hedge_budget: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    """Share of all searches that may be asked of a second replica while the first still works."""
+    hedge_quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.95
+    """A search that takes longer than this share of those before it is hedged."""
+    max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
+    """Calls that one caller has in flight to one node; more are refused at once."""
+    outcome_interval_s: Annotated[float, Meta(gt=0, le=60)] = 0.5
+    """How often callers tell the masters how their calls went."""
+
+
+class BreakerConfig(Settings, frozen=True, kw_only=True):
+    """When calls of one verb to one node are no longer let through."""
+
+    enabled: bool = True
+    failure_threshold: Annotated[int, Meta(ge=1, le=1_000_000)] = 5
+    """Failures in a row that open it."""
+    success_threshold: Annotated[int, Meta(ge=1, le=1000)] = 2
+    """Probes that must succeed to close it, and how many are let through at once."""
+    window_s: Seconds = 60.0
+    failure_ratio: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    """Share of the calls in the window whose failure opens it."""
+    min_calls: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
+    """Calls in the window below which the share says nothing."""
+    retry_timeout_s: Seconds = 30.0
+    """How long it stays open the first time; doubles with each probe that fails."""
+    max_backoff: Annotated[float, Meta(ge=1, le=1000)] = 10.0
+    """Times `retry_timeout_s`, at most."""
 
 
 class SearchConfig(Settings, frozen=True, kw_only=True):
@@ -126,6 +166,10 @@ class MasterConfig(Settings, frozen=True, kw_only=True):
     database: str = ""
     """SQLAlchemy URL with an async driver; empty: SQLite in the state folder. PostgreSQL is meant
     to work and has not been tried yet."""
+    lease_ttl_s: Annotated[float, Meta(ge=1, le=60)] = 2.0
+    """How long a leading master that falls silent is waited for; a broker of three servers needs 10
+    at least, for its own elections.
+    """
     snapshot_interval_s: Seconds = 5.0
     """How often the whole route table goes out besides its deltas."""
 
@@ -233,6 +277,7 @@ class MeshConfig(Settings, frozen=True, kw_only=True):
     node: NodeConfig = NodeConfig()
     health: HealthConfig = HealthConfig()
     routing: RoutingConfig = RoutingConfig()
+    breaker: BreakerConfig = BreakerConfig()
     search: SearchConfig = SearchConfig()
     master: MasterConfig = MasterConfig()
     gateway: GatewayConfig = GatewayConfig()

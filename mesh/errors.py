@@ -145,6 +145,26 @@ class OverloadedError(UnavailableError):
     kind = "overloaded"
 
 
+class DrainingError(OverloadedError):
+    """Push-back: the node takes no new work; nothing of the request was done."""
+
+    kind = "draining"
+
+
+class CircuitOpenError(UnavailableError):
+    """Not sent: calls like this one have failed there too often; `retry_after_ms` says when one
+    will be tried again.
+    """
+
+    kind = "circuit_open"
+
+
+class NodeGoneError(UnavailableError):
+    """The node went away while its answer was awaited: it may or may not have done the work."""
+
+    kind = "node_gone"
+
+
 class DeadlineExceededError(MeshError):
     """No answer in time, or the work had expired before it began."""
 
@@ -191,6 +211,9 @@ _BY_KIND: dict[str, type[MeshError]] = {
         NoRespondersError,
         DisconnectedError,
         OverloadedError,
+        DrainingError,
+        CircuitOpenError,
+        NodeGoneError,
         DeadlineExceededError,
         InterruptedActionError,
     )

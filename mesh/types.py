@@ -20,6 +20,17 @@ UnixMs = NewType("UnixMs", int)
 SearchMode = Literal["hybrid", "vector", "text"]
 MergeStrategy = Literal["score", "round_robin"]
 Require = Literal["any", "quorum", "all"]
+Strategy = Literal["p2c", "round_robin", "least_connections", "weighted", "response_time", "random"]
+"""How a caller chooses among the replicas of a shard."""
+
+
+class BreakerState(enum.StrEnum):
+    """Whether calls of one verb to one node are let through."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+    """A few calls are let through, to see."""
 
 
 class Health(enum.StrEnum):

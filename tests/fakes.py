@@ -137,7 +137,31 @@ class MemorySubscription:
 class _Waiter(NamedTuple):
     responder: str
     arrived: Callable[[bytes], None]
-    broken: Callable[[], None]
+    broken: Callable[[Exception], None]
+
+
+class MemoryPending:
+    """`mesh.ports.Pending`."""
+
+    def __init__(self, waiting: dict[str, _Waiter], reply: str, timeout_s: float, about: str):
+        loop = asyncio.get_running_loop()
+        self._waiting = waiting
+        self._reply = reply
+        self.future: asyncio.Future[bytes] = loop.create_future()
+        late = DeadlineExceededError(f"no reply on {about} in time")
+        self._timer = loop.call_later(timeout_s, self.end, late)
+
+    def arrived(self, data: bytes) -> None:
+        if not self.future.done():
+            self.future.set_result(data)
+
+    def end(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def forget(self) -> None:
+        self._timer.cancel()
+        self._waiting.pop(self._reply, None)
 
 
 class MemoryBus:
@@ -177,35 +201,37 @@ class MemoryBus:
             raise TooLargeError(f"{len(message.data)} bytes are beyond the broker's limit")
         return self._broker.deliver(message)
 
+    def ask(
+        self, subject: str, payload: bytes, *, responder: str, timeout_s: float
+    ) -> MemoryPending:
+        if not self.connected:
+            raise DisconnectedError("the broker is away")
+        reply = self._reply(responder)
+        pending = MemoryPending(self._waiting, reply, timeout_s, subject)
+        self._waiting[reply] = _Waiter(responder, pending.arrived, pending.end)
+        try:
+            if not self._send(Message(subject, reply, payload)):
+                pending.end(NoRespondersError("nobody listens there"))
+        except Exception:
+            pending.forget()
+            raise
+        return pending
+
+    def abandon(self, responder: str, error: Exception) -> int:
+        mine = [waiter for waiter in self._waiting.values() if waiter.responder == responder]
+        for waiter in mine:
+            waiter.broken(error)
+        return len(mine)
+
     async def request(
         self, subject: str, payload: bytes, *, responder: str, timeout_s: float
     ) -> bytes:
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-        def arrived(data: bytes) -> None:
-            if not future.done():
-                future.set_result(data)
-
-        def broken() -> None:
-            if not future.done():
-                future.set_exception(DisconnectedError("the connection to the broker was lost"))
-
-        reply = self._reply(responder)
-        sent = False
+        timeout_s = await self.until_connected(timeout_s)
+        pending = self.ask(subject, payload, responder=responder, timeout_s=timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._until_back()
-                self._waiting[reply] = _Waiter(responder, arrived, broken)
-                sent = True
-                if not self._send(Message(subject, reply, payload)):
-                    raise NoRespondersError("nobody listens there")
-                return await future
-        except TimeoutError:
-            if not sent:
-                raise DisconnectedError("the broker is away; nothing was sent") from None
-            raise DeadlineExceededError(f"no reply on {subject} in time") from None
+            return await pending.future
         finally:
-            self._waiting.pop(reply, None)
+            pending.forget()
 
     async def gather(
         self, subject: str, payload: bytes, *, responder: str, window_s: float
@@ -213,7 +239,7 @@ class MemoryBus:
         replies: list[bytes] = []
         over = asyncio.Event()
         reply = self._reply(responder)
-        self._waiting[reply] = _Waiter(responder, replies.append, over.set)
+        self._waiting[reply] = _Waiter("", replies.append, lambda _: over.set())
         try:
             if self._send(Message(subject, reply, payload)):
                 async with asyncio.timeout(window_s):
@@ -267,12 +293,18 @@ class MemoryBus:
     def _break(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for waiter in waiting.values():
-            waiter.broken()
+            waiter.broken(DisconnectedError("the connection to the broker was lost"))
 
-    async def _until_back(self) -> None:
+    async def until_connected(self, timeout_s: float) -> float:
         if self._closed:
             raise DisconnectedError("this connection was closed")
-        await self._back.wait()
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._back.wait()
+        except TimeoutError:
+            raise DisconnectedError("the broker is away; nothing was sent") from None
+        return timeout_s - (asyncio.get_running_loop().time() - began)
 
     def _reply(self, responder: str) -> str:
         return subjects.reply(

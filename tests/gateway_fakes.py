@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from agents.gateway.app import create_app
 from agents.gateway.edge import Edge
 from mesh import bootstrap, messages
 from mesh.config import MeshConfig
+from mesh.core.route_table import RouteTable
 from mesh.errors import NotFoundError, UnauthorizedError
 from mesh.types import ActionState, Health
 
@@ -109,9 +109,9 @@ class FakeMesh:
         self.records: dict[str, messages.HistoryRecord] = {}
         node = messages.RouteNode(slug="crm", health=Health.HEALTHY, capabilities=["search", "rag"])
         away = messages.RouteNode(slug="wiki", capabilities=["actions"])
-        self.routes = SimpleNamespace(
-            nodes={"crm": node, "wiki": away}, collections=lambda: ("notes", "secrets")
-        )
+        held = [messages.CollectionInfo(name=name, shard="wiki") for name in ("notes", "secrets")]
+        away = msgspec.structs.replace(away, collections=held)
+        self.routes = RouteTable(epoch=1, version=1, nodes=[node, away])
         self.origins: list[str] = []
         """Where each call came from."""
 
@@ -129,7 +129,7 @@ class FakeMesh:
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
-        return RESULT
+        return msgspec.structs.replace(RESULT, id=request.id or "made-by-the-mesh")
 
     async def run_action(self, action, params, *, node, id, timeout_s, on_behalf):
         self._asked("run_action", action, params, node, id, timeout_s, on_behalf)
@@ -190,6 +190,36 @@ class FakeMesh:
     async def remove_node(self, node, *, on_behalf):
         self._asked("remove", node, on_behalf)
         return CRM
+
+    def _known(self, node):
+        if node not in {None, "crm", "0199"}:
+            raise NotFoundError(f"unknown node {node!r}")
+
+    async def drain_node(self, node, *, on_behalf):
+        self._asked("drain", node, on_behalf)
+        self._known(node)
+        return msgspec.structs.replace(CRM, health=Health.DRAINING)
+
+    async def undrain_node(self, node, *, on_behalf):
+        self._asked("undrain", node, on_behalf)
+        self._known(node)
+        return CRM
+
+    async def breakers(self, node=None):
+        self._asked("breakers", node)
+        self._known(node)
+        return messages.BreakerList(breakers=[])
+
+    async def reset_breakers(self, node, verb=None, *, on_behalf):
+        self._asked("reset", node, verb, on_behalf)
+        self._known(node)
+        return messages.BreakerList(breakers=[])
+
+    async def explain(self, request_id):
+        self._asked("explain", request_id)
+        if request_id != "r1":
+            raise NotFoundError("nothing is known of that request")
+        return messages.Explanation(request=request_id, calls=[])
 
 
 class Answer(msgspec.Struct):

@@ -13,10 +13,13 @@ from agents.gateway.access_log import AccessLog
 from agents.gateway.bodies import Search
 from agents.gateway.checked_body import CheckedBody
 from agents.gateway.docs import docs_handlers
-from agents.gateway.edge import Edge, Exchange
+from agents.gateway.edge import Edge
+from agents.gateway.exchange import Exchange
 from agents.gateway.handlers import AT_ROOT, UNDER_PREFIX
+from agents.gateway.node_handlers import NODES
 from agents.gateway.reading import read
 from agents.gateway.route import routes_of
+from agents.gateway.routing_handlers import ROUTING
 from agents.gateway.service import Service
 from mesh import MeshClient, bootstrap, messages
 from mesh.config import MeshConfig
@@ -45,8 +48,8 @@ def create_app(
     service = Service(mesh, gatekeeper, config.search)
     litestar = create_litestar(config.gateway.prefix)
 
-    async def answer(body: bytes, identity: messages.Identity) -> bytes:
-        return _encode(await service.search(read(body, Search), identity))
+    async def answer(body: bytes, identity: messages.Identity, id: str) -> bytes:  # noqa: A002
+        return _encode(await service.search(read(body, Search), identity, id))
 
     edge = Edge(
         litestar,
@@ -65,7 +68,7 @@ def create_litestar(prefix: str) -> Litestar:
     """Routes, parameters and documentation; nothing is served without the edge."""
     docs_at_root, docs = docs_handlers(prefix)
     handlers: list[Any] = [*AT_ROOT, *docs_at_root]
-    handlers.append(Router(prefix or "/", route_handlers=[*UNDER_PREFIX, *docs]))
+    handlers.append(Router(prefix or "/", route_handlers=[*UNDER_PREFIX, *NODES, *ROUTING, *docs]))
     return Litestar(
         handlers,
         dto=CheckedBody,

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from agents.gateway import reports
 from mesh import messages
 from mesh.errors import InvalidError
-from mesh.types import ActionState, Health, MergeStrategy, Require, SearchMode, Status
+from mesh.types import ActionState, MergeStrategy, Require, SearchMode, Status
 
 
 class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -275,14 +276,6 @@ class NodeChanges(Strict, frozen=True, kw_only=True):
         _check_metadata(self.metadata)
 
 
-class NodeIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """What names a node: `id` or `slug`."""
-
-    id: str
-    slug: str
-    name: str
-
-
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     """A node's new tokens, shown this once."""
 
@@ -297,7 +290,7 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True):
     """The new node; its API key and tokens are shown this once."""
 
     success: bool
-    node: NodeIdentity
+    node: reports.NodeIdentity
     auth: Tokens
     api_key: str
 
@@ -318,53 +311,11 @@ class Refreshed(msgspec.Struct, frozen=True, kw_only=True):
     refresh_expires_in: Annotated[int | None, Meta(description="Seconds.")]
 
 
-class CircuitBreaker(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether requests are routed to the node (`closed`) or kept from it (`open`)."""
+class BreakerReset(Strict, frozen=True, kw_only=True):
+    """Whose breakers to close."""
 
-    state: Literal["closed", "open"]
-    failure_count: Annotated[int, Meta(description="Probes failed in a row.")]
-    reason: str
-
-
-class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What the node has to do, as of its last heartbeat."""
-
-    in_flight: int
-    queued: int
-    lag_ms: float
-    weight: float
-    verbs: dict[str, messages.VerbStats]
-
-
-class OwnStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How the mesh sees a node."""
-
-    node: NodeIdentity
-    status: Status
-    health: Health
-    circuit_breaker: CircuitBreaker
-    load: Load
-    response_time_ms: float | None
-    last_ping_at: Annotated[int | None, Meta(description="Unix ms.")]
-
-
-class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`degraded`: no broker, or tokens cannot be judged yet."""
-
-    status: Literal["healthy", "degraded"]
-    version: str
-    capabilities: Annotated[list[str], Meta(description="Of all nodes that can be asked now.")]
-    timestamp: Annotated[str, Meta(description="ISO 8601, UTC.")]
-
-
-class Jwks(msgspec.Struct, frozen=True, kw_only=True):
-    """A JSON Web Key Set (RFC 7517)."""
-
-    keys: list[messages.PublicKey]
-
-
-class Probe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """For whoever runs the process; `reason` where it is not ready."""
-
-    status: Literal["alive", "ready", "not_ready"]
-    reason: str = ""
+    node: Annotated[messages.Token, Meta(description="Slug or id.")]
+    verb: Annotated[
+        messages.Verb | None,
+        Meta(description="`search`, `fetch`, `ping` or `act.<action>`; left out: all."),
+    ] = None

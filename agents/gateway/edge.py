@@ -17,8 +17,7 @@ from typing import Any, cast
 
 import structlog
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
-from uuid_utils import uuid7
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from agents.gateway.access_log import AccessLog
 from agents.gateway.errors import (
@@ -27,11 +26,11 @@ from agents.gateway.errors import (
     NotJsonError,
     Problem,
     RateLimitedError,
-    SlowRequestError,
     as_mesh_error,
     problem,
 )
-from agents.gateway.protocol import CLOSE, CONNECTION, LimitedProtocol, answer_at_once, written
+from agents.gateway.exchange import Exchange, bearer_of
+from agents.gateway.protocol import CLOSE, LimitedProtocol, answer_at_once, written
 from agents.gateway.route import ACTIONS, ANYBODY, NOBODY, SEARCH, Route, Routes
 from agents.gateway.safety import Origins, safe_headers
 from mesh import bootstrap, messages
@@ -49,9 +48,9 @@ from mesh.errors import (
 
 log = structlog.get_logger()
 
-Shortcut = Callable[[bytes, messages.Identity], Awaitable[bytes]]
+Shortcut = Callable[[bytes, messages.Identity, str], Awaitable[bytes]]
+"""Answers the body of a search, of somebody, under an id."""
 
-_REFERENCE = re.compile(rb"[A-Za-z0-9_.\-]{1,64}").fullmatch
 _DIGITS = re.compile(rb"\d{1,18}").fullmatch
 _NOT_JSON = re.compile(rb"\s*(multipart/|image/|audio/|video/)")
 """What surely is none. Not x-www-form-urlencoded: curl says so of whatever it is given."""
@@ -59,97 +58,10 @@ _JSON = (b"content-type", b"application/json")
 _NO_BODY = (b"", b"{}")
 """What may come where nothing is read."""
 _NO_CONTENT = 204
-_GONE = 499
-"""Status in the access log where the client did not wait."""
-_NO_EXTENSIONS: dict[str, Any] = {}
 
 
 class ClientGoneError(Exception):
     """Nobody is there to be answered."""
-
-
-class Exchange:
-    """One request and its answer."""
-
-    __slots__ = (
-        "authorization",
-        "began",
-        "chunked",
-        "content_length",
-        "content_type",
-        "extra",
-        "identity",
-        "method",
-        "origin",
-        "path",
-        "reference",
-        "route",
-        "scope",
-        "size",
-        "status",
-        "twice",
-    )
-
-    def __init__(self, scope: HTTPScope) -> None:
-        self.began = time.perf_counter()
-        self.scope = scope
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.reference = b""
-        self.authorization: bytes | None = None
-        self.content_length: bytes | None = None
-        self.chunked = False
-        self.content_type = b""
-        self.origin: bytes | None = None
-        """Of the page that sent it."""
-        self.twice = False
-        """More than one `Authorization`: nobody can say which counts."""
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                self.twice = self.authorization is not None
-                self.authorization = value
-            elif name == b"content-length":
-                self.content_length = value
-            elif name == b"content-type":
-                self.content_type = value
-            elif name == b"origin":
-                self.origin = value
-            elif name == b"transfer-encoding":
-                self.chunked = True
-            elif name == b"x-request-id" and _REFERENCE(value):
-                self.reference = value
-        if not self.reference:
-            self.reference = str(uuid7()).encode()
-        self.route: Route | None = None
-        self.identity: messages.Identity | None = None
-        self.extra: list[Header] = []
-        """Of the rate limit."""
-        self.status = 0
-        self.size = 0
-
-    @property
-    def has_body(self) -> bool:
-        """Whether one comes with it, as far as it says."""
-        return self.chunked or self.content_length not in {None, b"0"}
-
-    @property
-    def client(self) -> str:
-        """The address it came from."""
-        client = self.scope["client"]
-        return client[0] if client else "?"
-
-    @property
-    def connection(self) -> LimitedProtocol | None:
-        """Its socket; None where another server than ours runs the app."""
-        extensions = cast("dict[str, Any]", self.scope.get("extensions") or _NO_EXTENSIONS)
-        return extensions.get(CONNECTION)
-
-    @property
-    def lost(self) -> int:
-        """Status for the log where there was nobody to be answered."""
-        connection = self.connection
-        slow = connection is not None and connection.timed_out
-        return SlowRequestError.code if slow else _GONE
 
 
 class Edge:
@@ -359,7 +271,7 @@ class Edge:
         if self._shortcut is None or exchange.identity is None:
             await self._through_litestar(exchange, body, receive, send)
         else:
-            answer = await self._shortcut(body, exchange.identity)
+            answer = await self._shortcut(body, exchange.identity, exchange.search_id)
             await self._answer(exchange, 200, [_JSON], answer, send)
 
     async def _watched(self, connection: LimitedProtocol, answering: Awaitable[None]) -> None:
@@ -477,18 +389,3 @@ class Edge:
         if self.draining:
             common.append(CLOSE)
         return common
-
-
-def bearer_of(authorization: bytes | None) -> str:
-    """The token in the header.
-
-    Raises:
-        UnauthorizedError: There is none.
-    """
-    if authorization is None:
-        raise UnauthorizedError("send `Authorization: Bearer <access token or API key>`")
-    scheme, _, token = authorization.partition(b" ")
-    token = token.strip()
-    if scheme.lower() != b"bearer" or not token or not token.isascii():
-        raise UnauthorizedError("`Authorization` is to be `Bearer <access token or API key>`")
-    return token.decode("ascii")

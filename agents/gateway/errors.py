@@ -124,6 +124,9 @@ class Error(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     errors: Annotated[
         dict[str, list[str]], Meta(description="Messages by field, where fields were refused.")
     ] = {}
+    retry_after_s: Annotated[
+        int, Meta(ge=0, description="Seconds until another try makes sense, as in `Retry-After`.")
+    ] = 0
 
 
 class Problem(NamedTuple):
@@ -159,20 +162,27 @@ def problem(
         message=str(known),
         reference=reference,
         errors={name: list(messages) for name, messages in known.fields.items()},
+        retry_after_s=_retry_after_s(known),
     )
     return Problem(known.code, _headers(known), _encode(body))
 
 
 def _headers(known: MeshError) -> list[Header]:
     headers: list[Header] = []
-    if known.retry_after_ms is not None or isinstance(known, UnavailableError):
-        seconds = max(1, math.ceil((known.retry_after_ms or 0) / 1000))
-        headers.append((b"retry-after", str(seconds).encode()))
+    if seconds := _retry_after_s(known):
+        headers.append((b"retry-after", b"%d" % seconds))
     if known.code == HTTPStatus.UNAUTHORIZED:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(known, MethodNotAllowedError):
         headers.append((b"allow", known.allow.encode()))
     return headers
+
+
+def _retry_after_s(known: MeshError) -> int:
+    """Whole seconds, 1 at least; 0 where trying again is nothing to be told of."""
+    if known.retry_after_ms is None and not isinstance(known, UnavailableError):
+        return 0
+    return max(1, math.ceil((known.retry_after_ms or 0) / 1000))
 
 
 def as_mesh_error(error: Exception) -> MeshError:

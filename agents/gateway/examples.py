@@ -9,7 +9,20 @@ _NODE = {
     "slug": "crm",
     "name": "CRM",
 }
+_SEARCH_ID = "0199f0d3-2b4c-7d5e-8f60-718293a4b5c6"
 _ACTION_ID = "0199f0d3-1a2b-7c4d-8e5f-60718293a4b5"
+
+_BREAKER = {
+    "node": "crm",
+    "verb": "search",
+    "state": "open",
+    "reason": "5 failures in a row",
+    "until": 1795348830000,
+    "calls": 512,
+    "failures": 5,
+    "callers": 4,
+    "open_at": 3,
+}
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "search": {
@@ -53,6 +66,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
     },
     "refresh_token": {"token": {"refresh_token": "the one from /register or the last refresh"}},
     "register_node": {"node": {"name": "CRM", "capabilities": ["search"], "weight": 2}},
+    "reset_breakers": {
+        "all of a node": {"node": "crm"},
+        "one verb": {"node": "crm", "verb": "act.refund"},
+    },
     "change_node": {"pause": {"status": "maintenance", "description": "Moves to another host."}},
 }
 
@@ -97,6 +114,7 @@ ANSWERS: dict[str, Any] = {
                 }
             ],
         },
+        "id": _SEARCH_ID,
     },
     "run_action": {
         "success": True,
@@ -136,9 +154,87 @@ ANSWERS: dict[str, Any] = {
         "node": _NODE,
         "status": "active",
         "health": "healthy",
-        "circuit_breaker": {"state": "closed", "failure_count": 0, "reason": ""},
-        "load": {"in_flight": 1, "queued": 0, "lag_ms": 0.4, "weight": 1.0, "verbs": {}},
+        "circuit_breaker": {
+            "state": "open",
+            "failure_count": 0,
+            "reason": "5 failures in a row",
+            "verbs": {
+                "search": {
+                    "state": "open",
+                    "until": 1795348830000,
+                    "reason": "5 failures in a row",
+                },
+            },
+        },
+        "load": {
+            "in_flight": 1,
+            "queued": 0,
+            "lag_ms": 0.4,
+            "weight": 1.0,
+            "verbs": {
+                "search": {
+                    "count": 512,
+                    "errors": 5,
+                    "ewma_ms": 4.1,
+                    "p50_ms": 3.6,
+                    "p95_ms": 9.9,
+                    "p99_ms": 14.2,
+                }
+            },
+        },
         "response_time_ms": 0.8,
         "last_ping_at": 1795348800000,
+    },
+    "node_stats": {
+        "total": 3,
+        "active": 3,
+        "inactive": 0,
+        "error": 0,
+        "healthy": 2,
+        "avg_response_time_ms": 0.9,
+        "by_type": {"child": 3},
+        "by_health": {"healthy": 2, "draining": 1},
+        "collections": 2,
+        "documents": 7600,
+        "blind": False,
+        "verbs": {
+            "search": {
+                "calls": 3000,
+                "failures": 5,
+                "per_s": 50.0,
+                "p50_ms": 4.4,
+                "p95_ms": 11.0,
+                "p99_ms": 19.5,
+                "retried": 5,
+                "hedged": 61,
+            }
+        },
+        "breakers": {"open": 1, "half_open": 0},
+        "callers": 4,
+    },
+    "list_breakers": {"breakers": [_BREAKER]},
+    "reset_breakers": {
+        "breakers": [
+            _BREAKER
+            | {"state": "closed", "reason": "", "until": 0, "calls": 0, "failures": 0, "open_at": 0}
+        ]
+    },
+    "explain": {
+        "request": _SEARCH_ID,
+        "calls": [
+            {
+                "id": _SEARCH_ID,
+                "caller": "gateway",
+                "verb": "search",
+                "at": 1795348800000,
+                "took_ms": 9.3,
+                "outcome": "ok",
+                "steps": [
+                    {"at_ms": 0.1, "node": "crm-2", "what": "skipped", "why": "draining"},
+                    {"at_ms": 0.1, "node": "crm", "what": "chosen", "why": "p2c"},
+                    {"at_ms": 9.3, "node": "crm", "what": "answered"},
+                ],
+            }
+        ],
     },
 }

@@ -39,6 +39,8 @@ _HEADERS: Json = {
 }
 _LIMITED = ["X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"]
 _RETRIED = (429, 503)
+_NAMES_A_NODE = frozenset({"status", "list_breakers", "reset_breakers"})
+"""Operations that name one elsewhere than in their path."""
 
 
 def document(app: Litestar, prefix: str) -> Json:
@@ -66,6 +68,7 @@ def document(app: Litestar, prefix: str) -> Json:
             {"name": "actions", "description": "Do, and read what was done."},
             {"name": "joining", "description": "For nodes: come in, stay in, see yourself."},
             {"name": "nodes", "description": f"The registry, under {prefix}/nodes."},
+            {"name": "routing", "description": "Who is asked, who is not, and why."},
             {"name": "health", "description": "Without a login or a limit."},
         ],
         "paths": paths,
@@ -243,9 +246,9 @@ def _codes(route: Route, body: bool, named: bool, parameters: bool, name: str) -
         codes |= {400, 408, 413, 415, 422}
     if parameters:
         codes.add(422)
-    if named or route.action or route.search or name == "status":
+    if named or route.action or route.search or name in _NAMES_A_NODE:
         codes.add(404)
-    if body and not route.search:
+    if body and not route.search and name != "reset_breakers":
         codes.add(409)
     if route.access != NOBODY or body:
         codes |= {400, 502, 504}

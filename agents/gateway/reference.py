@@ -36,7 +36,8 @@ speak NATS, under `{prefix}` (`gateway.prefix`). `{prefix}/docs` shows these rou
 scopes are searched, and naming another is a 403 |
 | `actions` | run every action, and read the history of all of them |
 | `actions:<name>` | run this action, and read its history |
-| `admin` | see and change the registry, give nodes keys, see any node's status |
+| `admin` | see and change the registry, give nodes keys, see any node's status, drain nodes, \
+see and reset breakers, explain requests |
 
 None implies another. A removed node, a key rotated without an overlap or a revoked token is refused
 within a second.
@@ -94,13 +95,19 @@ same. `X-RateLimit-Limit`, `X-RateLimit-Remaining` and
 `error` is a title for people, `kind` a word for machines, `errors` names each field of a 422. The
 routes of actions add `"success": false`. `reference` is the request's id, also in `X-Request-Id`;
 one that you send (1 to 64 of `A-Za-z0-9_.-`) is taken over. The gateway's log has more under it.
+`retry_after_s` is there wherever the answer has a `Retry-After`, with the same seconds.
+
+A search's `id` is what `GET /explain/{{id}}` and `meshctl explain` take. It is the request's id
+where that was made here; under an id that you sent, a search still gets one of its own. An action's
+`id` is its `idempotency_key`, or one that was made.
 
 When to try again:
 
 | status | try again |
 |---|---|
 | 429 | after `Retry-After` seconds |
-| 503 | the same; an action, which may have been sent before the broker was lost: with the same \
+| 503 | the same; of `circuit_open` nothing was sent. An action, which may have been sent before \
+the broker was lost: with the same \
 `idempotency_key` only |
 | 502, 504 | a search: at once; an action, which may have run: with the same \
 `idempotency_key` only |

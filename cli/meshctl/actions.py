@@ -128,6 +128,7 @@ def run_action(
             ]
         )
         run.out.json_value(answer.result)
+        run.out.hint(f"why this node: meshctl explain {answer.id}")
     if answer.state is not ActionState.SUCCEEDED:
         raise typer.Exit(1)
 

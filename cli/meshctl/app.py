@@ -12,7 +12,7 @@ import typer
 from typer.models import CommandInfo
 
 from cli.connection import DEFAULT_STATE_DIR, Options
-from cli.meshctl import audit, search
+from cli.meshctl import audit, explain, routes, search
 from cli.meshctl.arguments import hoist
 from cli.meshctl.failures import guard
 from cli.meshctl.session import Session
@@ -21,6 +21,7 @@ from cli.output import Output
 GROUPS = {
     "nodes": "Register, watch and change the nodes of the mesh.",
     "collections": "List, fill and drop collections.",
+    "breakers": "What keeps calls from nodes that fail them: list and reset.",
     "actions": "List and run actions, and see what was run.",
     "tokens": "Issue, list and revoke access tokens of the HTTP gateway.",
     "users": "Operators and applications: add them, give them keys, remove them.",
@@ -47,6 +48,8 @@ def tree(only: str | None = None) -> typer.Typer:
     )
     app.callback()(_session)
     app.command("search", epilog=_EVERYWHERE)(search.search)
+    app.command("explain", epilog=_EVERYWHERE)(explain.explain)
+    app.command("routes", epilog=_EVERYWHERE)(routes.routes)
     app.command("audit", epilog=_EVERYWHERE)(audit.audit)
     for name, purpose in GROUPS.items():
         group = typer.Typer()

@@ -13,7 +13,6 @@ import typer
 from cli import connection
 from cli.meshctl import session
 from cli.meshctl.failures import ExitCode, exit_code
-from cli.meshctl.nodes import warn_if_blind
 from cli.meshctl.registration import confirm
 from cli.output import HEALTH_STYLES, Column, printable
 from mesh.errors import MeshError, NotFoundError
@@ -77,7 +76,7 @@ def list_collections(context: typer.Context) -> None:
         )
     else:
         run.out.warn("no node holds a collection yet")
-    warn_if_blind(run.out, answer)
+    run.out.warn_if_blind(blind=answer.blind)
 
 
 @app.command("import")

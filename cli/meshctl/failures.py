@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -27,6 +28,8 @@ class ExitCode(enum.IntEnum):
 _NOT_REACHABLE = frozenset({"disconnected", "not_reachable", "no_master"})
 _DENIED = frozenset({401, 403})
 _REFUSED = frozenset({400, 404, 409, 413, 422})
+_NO_MISUSE = frozenset({"action_failed", "not_traced"})
+"""What has the code of a refusal, though nothing was wrong with what was typed."""
 
 _HINTS = {
     ExitCode.NOT_REACHABLE: (
@@ -48,7 +51,7 @@ def exit_code(error: MeshError) -> ExitCode:
         return ExitCode.NOT_REACHABLE
     if error.code in _DENIED:
         return ExitCode.DENIED
-    if error.code in _REFUSED and error.kind != "action_failed":
+    if error.code in _REFUSED and error.kind not in _NO_MISUSE:
         return ExitCode.USAGE
     return ExitCode.FAILED
 
@@ -81,13 +84,16 @@ def _refuse(error: MeshError, out: Output, *, debug: bool) -> int:
         answer = {"error": _title(error.kind), "kind": error.kind, "message": message}
         fields = {"fields": error.fields} if error.fields else {}
         reference = {"reference": error.reference} if error.reference else {}
-        out.json({**answer, **fields, **reference})
+        wait = {"retry_after_ms": error.retry_after_ms} if error.retry_after_ms is not None else {}
+        out.json({**answer, **fields, **reference, **wait})
         return code
     out.note(f"error: {printable(message)}")
     for name, complaints in error.fields.items():
         for complaint in complaints:
             if complaint not in message:
                 out.note(f"  {name}: {printable(complaint)}")
+    if error.kind == "circuit_open" and error.retry_after_ms is not None:
+        out.note(f"  tried again in {math.ceil(error.retry_after_ms / 1000)} s")
     if error.reference:
         out.note(f"  reference in the log: {printable(error.reference)}")
     hint = None if error.kind == "untrusted" else _HINTS.get(code)

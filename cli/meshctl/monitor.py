@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import connection
-from cli.meshctl import session
+from cli.meshctl import recovery, session
+from cli.meshctl.breakers import summary
 from cli.meshctl.ping import Pinged, ping_all
+from cli.meshctl.recovery import Recovery
 from cli.meshctl.session import Session
 from cli.output import (
     HEALTH_STYLES,
@@ -23,16 +25,12 @@ from cli.output import (
     now_ms,
     number,
 )
-from mesh.errors import DisconnectedError, MeshError
-from mesh.types import Health, Status
+from mesh.errors import DisconnectedError
+from mesh.types import BreakerState, Health, Status
 
 if TYPE_CHECKING:
     from mesh import MeshClient, messages
 
-RECOVERY_WAIT_S = 5.0
-"""What a node gets to come back by itself before it is tried again."""
-
-_PING_TIMEOUT_S = 1.0
 _COLUMNS = (
     Column("node"),
     Column("type"),
@@ -42,16 +40,8 @@ _COLUMNS = (
     Column("round trip ms", align="right"),
     Column("failures", align="right"),
     Column("last ping", align="right"),
+    Column("breakers"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recovery:
-    """One attempt to bring a node back."""
-
-    node: str
-    recovered: bool
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +51,25 @@ class Round:
     at: int
     nodes: Sequence[messages.NodeRecord]
     checks: Mapping[str, Pinged]
+    breakers: Mapping[str, Mapping[str, BreakerState]]
+    """By node and verb; those that are not closed."""
     blind: bool = False
     recoveries: list[Recovery] = field(default_factory=list)
 
     def ailing(self) -> list[messages.NodeRecord]:
-        """Active nodes that are not healthy, or did not answer."""
+        """Active nodes that are not healthy, did not answer, or that calls are kept from. One
+        that an operator drains is left alone.
+        """
         return [
             node
             for node in self.nodes
             if node.slug in self.checks
-            and not (node.health is Health.HEALTHY and self.checks[node.slug].ok)
+            and node.health is not Health.DRAINING
+            and not (
+                node.health is Health.HEALTHY
+                and self.checks[node.slug].ok
+                and BreakerState.OPEN not in self.breakers.get(node.slug, {}).values()
+            )
         ]
 
 
@@ -119,10 +118,11 @@ async def _round(client: MeshClient, run: Session, show: Show, *, auto_recover: 
     if ailing:
         if not run.out.as_json:
             names = ", ".join(node.slug for node in ailing)
-            waiting = f"trying to recover in {RECOVERY_WAIT_S:g} s: {names}"
+            waiting = f"trying to recover in {recovery.WAIT_S:g} s: {names}"
             show(_COLUMNS, _rows(run.out, seen), [*_notes(seen), waiting])
-        await asyncio.sleep(RECOVERY_WAIT_S)
-        seen.recoveries.extend(await asyncio.gather(*(recover(client, node) for node in ailing)))
+        await asyncio.sleep(recovery.WAIT_S)
+        attempts = (recovery.recover(client, node) for node in ailing)
+        seen.recoveries.extend(await asyncio.gather(*attempts))
     if run.out.as_json:
         run.out.json(_as_json(seen))
     elif not ailing or run.out.terminal:
@@ -132,35 +132,17 @@ async def _round(client: MeshClient, run: Session, show: Show, *, auto_recover: 
 
 
 async def look(client: MeshClient) -> Round:
-    """List all nodes and ping the active ones."""
+    """List all nodes with their breakers and ping the active ones."""
     listed = await connection.ask_master(client.nodes())
+    found = await connection.ask_master(client.breakers())
     active = {node.slug: node.status.value for node in listed.nodes if node.status is Status.ACTIVE}
-    checks = await ping_all(client, active, active, timeout_s=_PING_TIMEOUT_S)
+    checks = await ping_all(client, active, active, timeout_s=recovery.PING_TIMEOUT_S)
     return Round(
         at=now_ms(),
         nodes=listed.nodes,
         checks={check.node: check for check in checks},
+        breakers=recovery.states(found),
         blind=listed.blind,
-    )
-
-
-async def recover(client: MeshClient, node: messages.NodeRecord) -> Recovery:
-    """Ping a node again and have the master probe it, so that it is routed to as soon as it is
-    well.
-    """
-    (again,) = await ping_all(
-        client, [node.slug], {node.slug: node.status.value}, timeout_s=_PING_TIMEOUT_S
-    )
-    try:
-        probed = await connection.ask_master(client.probe_node(node.slug))
-    except MeshError as error:
-        return Recovery(node=node.slug, recovered=False, message=f"the probe failed: {error}")
-    if again.ok and probed.health is Health.HEALTHY:
-        return Recovery(node=node.slug, recovered=True, message="healthy again")
-    reason = f": {probed.reason}" if probed.reason else ""
-    answered = "answers" if again.ok else "does not answer"
-    return Recovery(
-        node=node.slug, recovered=False, message=f"{answered}, {probed.health.value}{reason}"
     )
 
 
@@ -178,6 +160,7 @@ def _rows(out: Output, seen: Round) -> list[list[str]]:
                 number(check.round_trip_ms if check else None, 2),
                 str(node.failures),
                 out.when(node.last_ping_at),
+                summary(seen.breakers.get(node.slug, {})) or NOTHING,
             ]
         )
     return rows
@@ -215,6 +198,7 @@ def _as_json(seen: Round) -> dict[str, Any]:
                 "round_trip_ms": check.round_trip_ms if check else None,
                 "failures": node.failures,
                 "last_ping_at": node.last_ping_at,
+                "breakers": seen.breakers.get(node.slug, {}),
             }
             for node in seen.nodes
         ],

@@ -12,7 +12,7 @@ from cli import connection
 from cli.meshctl import session
 from cli.meshctl.failures import ExitCode, exit_code
 from cli.output import HEALTH_STYLES, NOTHING, STATUS_STYLES, Column, number, printable
-from mesh.errors import InvalidError, MeshError
+from mesh.errors import InvalidError, MeshError, NotFoundError
 
 if TYPE_CHECKING:
     from mesh import MeshClient
@@ -35,6 +35,8 @@ class Pinged:
     ok: bool
     result: str
     round_trip_ms: float | None
+    shard: str | None = None
+    """Where a shard was asked for, not a node: `node` is then who answered."""
 
 
 def ping(
@@ -44,16 +46,22 @@ def ping(
         list[str] | None, typer.Argument(help="Slugs or ids.", metavar="[NODE]...")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every registered node.")] = False,
+    shard: Annotated[
+        list[str] | None,
+        typer.Option(help="Whichever replica of this shard is chosen; repeat it."),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(min=0.01, max=60, help="Seconds to wait for an answer.")
     ] = 1.0,
 ) -> None:
     """Ping nodes over the bus; exit code 1 if any of them does not answer."""
-    if bool(nodes) == every:
-        raise typer.BadParameter("name nodes, or say --all", param_hint="NODE")
+    if bool(nodes) + every + bool(shard) != 1:
+        raise typer.BadParameter("name nodes, or say --all, or --shard", param_hint="NODE")
     run = session.of(context)
 
     async def work(client: MeshClient) -> list[Pinged]:
+        if shard:
+            return [await _ping_shard(client, name, timeout) for name in dict.fromkeys(shard)]
         if every:
             listed = await connection.ask_master(client.nodes())
             known = {node.slug: node.status.value for node in listed.nodes}
@@ -66,7 +74,8 @@ def ping(
     if run.out.as_json:
         run.out.json({"nodes": [vars(result) for result in results]})
     elif results:
-        run.out.table(_COLUMNS, [_row(result) for result in results])
+        columns = (Column("shard"), *_COLUMNS) if shard else _COLUMNS
+        run.out.table(columns, [_row(result) for result in results])
     else:
         run.out.warn("no nodes are registered yet")
     if not all(result.ok for result in results):
@@ -107,5 +116,32 @@ async def _ping(client: MeshClient, node: str, status: str, timeout_s: float) ->
     )
 
 
+async def _ping_shard(client: MeshClient, shard: str, timeout_s: float) -> Pinged:
+    """Raises:
+    MeshError: What concerns us and no replica; a shard that there is not.
+    """
+    try:
+        answer, round_trip_ms = await client.ping_shard(shard, timeout_s=timeout_s)
+    except (InvalidError, NotFoundError):
+        raise
+    except MeshError as error:
+        if exit_code(error) in {ExitCode.NOT_REACHABLE, ExitCode.DENIED}:
+            raise
+        reason = printable(str(error))
+        return Pinged(
+            node="", status=NOTHING, ok=False, result=reason, round_trip_ms=None, shard=shard
+        )
+    route = client.routes.nodes.get(answer.node)
+    return Pinged(
+        node=answer.node,
+        status=route.status.value if route else NOTHING,
+        ok=True,
+        result="ok",
+        round_trip_ms=round(round_trip_ms, 3),
+        shard=shard,
+    )
+
+
 def _row(result: Pinged) -> Sequence[str]:
-    return [result.node, result.status, result.result, number(result.round_trip_ms, 2)]
+    cells = [result.node, result.status, result.result, number(result.round_trip_ms, 2)]
+    return cells if result.shard is None else [result.shard, *cells]

@@ -99,6 +99,8 @@ def _show(out: Output, answer: messages.SearchResult, query: str) -> None:
     if answer.partial:
         for line in missing(answer):
             out.line(line)
+    if answer.id:
+        out.hint(f"why these nodes: meshctl explain {answer.id}")
 
 
 def missing(answer: messages.SearchResult) -> list[str]:

@@ -46,10 +46,12 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
     from mesh.adapters.nats.audit import JetStreamAudit
     from mesh.adapters.nats.bouncer import NatsBouncer
     from mesh.adapters.nats.callout import NatsDoorman
+    from mesh.adapters.nats.departures import NatsDepartures
     from mesh.adapters.nats.history import JetStreamHistory
+    from mesh.adapters.nats.lease import JetStreamLease
     from mesh.adapters.sql.registry import SqlRegistry
     from mesh.runtime.audit import AuditTrail
-    from mesh.runtime.master import Master
+    from mesh.runtime.master import BrokerControl, Master, Stores
 
     clock = clocks.SystemClock()
     nats, security = config.nats, config.security
@@ -77,13 +79,15 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
         )
         running = Master(
             bus,
-            registry,
-            history,
+            Stores(registry, registry.tokens, registry.logins, history),
+            BrokerControl(
+                NatsDoorman(of_logins, own, clock),
+                NatsBouncer(of_system),
+                NatsDepartures(of_system),
+                JetStreamLease(bus),
+            ),
             clock,
-            tokens=registry.tokens,
-            logins=registry.logins,
-            doorman=NatsDoorman(of_logins, own, clock),
-            bouncer=NatsBouncer(of_system),
+            config=config,
             signing=_signing(
                 security,
                 registry=registry,
@@ -95,10 +99,6 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
             audit=audit,
             check_url=check_url(security),
             seedlings=own.seedlings,
-            health=config.health,
-            config=config.master,
-            security=security,
-            rate_limit=config.rate_limit,
             incarnation=clock.unix_ms(),
         )
         await running.start()

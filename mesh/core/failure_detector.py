@@ -1,14 +1,21 @@
-"""Heartbeat failure detector: events in, effects out.
+"""Failure detector: events in, effects out.
 
-A node stands in one of four places. New: it beats, but has not answered a probe since it started
+A node stands in one of five places. New: it beats, but has not answered a probe since it started
 (suspect). Up: its beats decide (healthy, stalled, overloaded, draining, or suspect when they stay
 out). Down: unreachable. Returned: it was down and beats again; unreachable until it answers a
-probe.
+probe. Waiting: it answers, but fell too often lately; unreachable for a while (see `flapping`).
+
+What others notice (the broker: a connection of it is gone; callers: nobody listened) is a reason to
+ask, never a verdict: the node is probed at once, and the broker's word that nobody listens to the
+probe is what counts. So is it when beats stay out. A probe that merely times out proves nothing: a
+node whose main loop is blocked beats on and is stalled, not dead.
 
 The detector trusts silence only while it can hear itself: the master's own heartbeat, coming back
 through the broker, is the proof. Without it the detector is blind and declares nothing; when sight
 returns, silence is counted from that moment on. A process that was paused itself is covered by the
-same rule, since its own echo is then as old as everybody's beats.
+same rule, since its own echo is then as old as everybody's beats. After an outage of the broker
+everybody has to log in again: for a while nodes that are not back yet are neither silent nor
+unheard for sure.
 
 Source: Das, Gupta, Motivala, "SWIM", DSN 2002 (suspicion, probes); Dadgar, Phillips, Currey,
 "Lifeguard", DSN-W 2018 (doubt yourself before you doubt others).
@@ -20,136 +27,43 @@ import enum
 from dataclasses import dataclass
 
 from mesh.config import HealthConfig
+from mesh.core.flapping import Falls
+from mesh.core.health_events import (
+    BEATS_MISSING,
+    DRAINING,
+    FLAPPING,
+    LAGGING,
+    NEVER_HEARD,
+    NOBODY_LISTENS,
+    NOT_HEARD_YET,
+    OVERLOADED,
+    RETURNED,
+    SILENT,
+    STARTED,
+    STOPPED,
+    BeatEchoed,
+    BrokerFound,
+    BrokerLost,
+    ConnectionLost,
+    Doubted,
+    Effect,
+    Event,
+    HeartbeatReceived,
+    NodeDraining,
+    NodeForgotten,
+    NodeKnown,
+    NodeStopped,
+    ProbeAnswered,
+    ProbeFailed,
+    ProbeNode,
+    SetBlind,
+    SetHealth,
+    Tick,
+)
 from mesh.types import Health
 
-# -- events ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class HeartbeatReceived:
-    node: str
-    incarnation: int
-    sequence: int
-    lag_s: float = 0.0
-    overloaded: bool = False
-    draining: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeAnswered:
-    node: str
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeFailed:
-    """`no_responders`: the broker says that nobody listens; else the answer stayed out."""
-
-    node: str
-    no_responders: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NodeDraining:
-    """The node takes no new work from now on; its heartbeats say so too, a little later."""
-
-    node: str
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class NodeStopped:
-    """The node's goodbye."""
-
-    node: str
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class NodeKnown:
-    """Registered, and last heard (by an earlier master) as `incarnation`; 0: never."""
-
-    node: str
-    incarnation: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class NodeForgotten:
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class BeatEchoed:
-    """The master heard its own heartbeat: the broker delivers."""
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerLost:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerFound:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    pass
-
-
-Event = (
-    HeartbeatReceived
-    | ProbeAnswered
-    | ProbeFailed
-    | NodeDraining
-    | NodeStopped
-    | NodeKnown
-    | NodeForgotten
-    | BeatEchoed
-    | BrokerLost
-    | BrokerFound
-    | Tick
-)
-
-# -- effects ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeNode:
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class SetHealth:
-    node: str
-    health: Health
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SetBlind:
-    blind: bool
-
-
-Effect = ProbeNode | SetHealth | SetBlind
-
-# -- reasons, as people read them ------------------------------------------------------------------
-
-NEVER_HEARD = "never heard"
-NOT_HEARD_YET = "not heard yet"
-STARTED = "started; its answer to a probe is awaited"
-RETURNED = "back; its answer to a probe is awaited"
-BEATS_MISSING = "heartbeats stay out"
-SILENT = "no sign of life"
-NOBODY_LISTENS = "nobody listens"
-STOPPED = "stopped"
-LAGGING = "its main loop is stalled"
-OVERLOADED = "it has as much work as it takes"
-DRAINING = "it takes no new work"
-
-
 _NEVER = float("-inf")
+_WELL = (Health.HEALTHY, "")
 
 
 class _Standing(enum.Enum):
@@ -157,6 +71,11 @@ class _Standing(enum.Enum):
     RETURNED = enum.auto()
     UP = enum.auto()
     DOWN = enum.auto()
+    WAITING = enum.auto()
+
+
+_AT_WORK = (_Standing.UP, _Standing.WAITING)
+"""It answered: losing it now is a fall."""
 
 
 _UNANSWERED = {
@@ -169,7 +88,13 @@ _UNANSWERED = {
 class _Node:
     incarnation: int
     standing: _Standing
+    falls: Falls
+    fell: bool = False
+    """Since it was last at work in this life; that was no goodbye, as far as is known."""
     why_down: str = ""
+    rejoin_at: float = _NEVER
+    """Waiting: until then."""
+    why_waiting: str = ""
     sequence: int = -1
     beat_at: float = _NEVER
     answered_at: float = _NEVER
@@ -179,6 +104,10 @@ class _Node:
     draining: bool = False
     doubted: bool = False
     """Only a probe can tell more, and one has been asked for."""
+    questioned: bool = False
+    """Something has just happened that makes a probe due at once."""
+    unproven: bool = False
+    """Nobody listened, at a time when that is no proof yet."""
     probed_at: float = _NEVER
     told: tuple[Health, str] = (Health.UNREACHABLE, "")
     """The last health that was declared."""
@@ -192,15 +121,20 @@ class FailureDetector:
 
     def __init__(self, config: HealthConfig) -> None:
         """Starts blind: nothing is known before the first echo."""
+        self._config = config
         interval_s = config.heartbeat_interval_s
         self._suspect_s = config.suspect_after_intervals * interval_s
         self._unreachable_s = config.unreachable_after_intervals * interval_s
         self._stalled_lag_s = config.stalled_lag_s
         self._probe_again_s = interval_s
+        self._relogin_s = 2 * self._unreachable_s
         self._nodes: dict[str, _Node] = {}
         self._broker_lost = False
+        self._logins_lost = False
+        """The broker was away since it was last in sight."""
         self._echoed_at = _NEVER
         self._sighted_since = _NEVER
+        self._relogins_until = _NEVER
         self.blind = True
 
     def beats(self, node: str, now: float) -> bool:
@@ -221,13 +155,16 @@ class FailureDetector:
             case NodeKnown(slug, incarnation):
                 why = NOT_HEARD_YET if incarnation else NEVER_HEARD
                 told = (Health.UNREACHABLE, why)
-                known = _Node(incarnation, _Standing.DOWN, why_down=why, told=told)
+                known = _Node(
+                    incarnation, _Standing.DOWN, Falls(self._config), why_down=why, told=told
+                )
                 self._nodes.setdefault(slug, known)
             case NodeForgotten(slug):
                 self._nodes.pop(slug, None)
             case Tick():
                 for slug, node in self._nodes.items():
-                    self._settle(slug, node, now, effects, tick=True)
+                    if not (_is_calm(node) and now - node.beat_at <= self._suspect_s):
+                        self._settle(slug, node, now, effects, tick=True)
             case _:
                 changed = self._hear(event, now)
                 if changed is not None:
@@ -241,7 +178,7 @@ class FailureDetector:
     ) -> None:
         match event:
             case BrokerLost():
-                self._broker_lost = True
+                self._broker_lost = self._logins_lost = True
                 self._see(sighted=False, now=now, effects=effects)
             case BrokerFound():
                 self._broker_lost = False  # sight returns with the first echo, not before
@@ -256,6 +193,9 @@ class FailureDetector:
         self.blind = not sighted
         effects.append(SetBlind(self.blind))
         if sighted:
+            if self._logins_lost and self._sighted_since != _NEVER:
+                self._relogins_until = now + self._relogin_s
+            self._logins_lost = False
             self._sighted_since = now
             for slug, node in self._nodes.items():
                 self._settle(slug, node, now, effects)
@@ -264,7 +204,13 @@ class FailureDetector:
 
     def _hear(
         self,
-        event: HeartbeatReceived | ProbeAnswered | ProbeFailed | NodeDraining | NodeStopped,
+        event: HeartbeatReceived
+        | ProbeAnswered
+        | ProbeFailed
+        | ConnectionLost
+        | Doubted
+        | NodeDraining
+        | NodeStopped,
         now: float,
     ) -> _Node | None:
         """Apply a node's event; None if it changes nothing (stale, or about nobody we know)."""
@@ -272,54 +218,102 @@ class FailureDetector:
             case HeartbeatReceived():
                 return self._beat(event, now)
             case ProbeFailed(slug, no_responders):
-                return self._failed(slug) if no_responders and not self.blind else None
+                return self._failed(slug, now) if no_responders and not self.blind else None
             case ProbeAnswered(slug, incarnation):
-                node = self._current(slug, incarnation) if slug in self._nodes else None
-                if node is not None:
-                    node.standing, node.answered_at = _Standing.UP, now
-                return node
+                return self._answered(slug, incarnation, now)
+            case ConnectionLost(slug) | Doubted(slug):
+                return self._question(slug, now)
             case NodeDraining(slug, incarnation):
-                node = self._current(slug, incarnation)
+                node = self._current(slug, incarnation, now)
                 if node is not None:
                     node.draining = True
                 return node
             case NodeStopped(slug, incarnation):
-                node = self._current(slug, incarnation)
+                node = self._current(slug, incarnation, now)
                 if node is not None:
+                    if node.fell:  # its doors were found closed before its goodbye was heard
+                        node.falls.forgive_last()
+                        node.fell = False
                     node.stopped = True
                     node.standing, node.why_down = _Standing.DOWN, STOPPED
                 return node
 
-    def _failed(self, slug: str) -> _Node | None:
+    def _question(self, slug: str, now: float) -> _Node | None:
+        """Something is wrong with the node, perhaps: news only of one that seems to be there."""
+        node = self._nodes.get(slug)
+        if node is None or node.stopped or self.blind:
+            return None
+        if node.standing is _Standing.DOWN and self._beat_age(node, now) >= self._unreachable_s:
+            return None
+        node.questioned = True
+        return node
+
+    def _failed(self, slug: str, now: float) -> _Node | None:
+        """Nobody listens."""
         node = self._nodes.get(slug)
         if node is None or node.standing is _Standing.DOWN:
             return None
-        node.standing, node.why_down = _Standing.DOWN, NOBODY_LISTENS
+        if now < self._relogins_until and node.answered_at < self._sighted_since:
+            node.unproven = True
+            return node
+        self._fall(node, NOBODY_LISTENS, now)
         return node
 
+    def _fall(self, node: _Node, why: str, now: float) -> None:
+        if node.standing in _AT_WORK:
+            node.falls.fell(now)
+            node.fell = True
+        node.standing, node.why_down = _Standing.DOWN, why
+
+    def _answered(self, slug: str, incarnation: int, now: float) -> _Node | None:
+        node = self._current(slug, incarnation, now) if slug in self._nodes else None
+        if node is None:
+            return None
+        node.answered_at = now
+        node.unproven = False
+        if node.standing not in _AT_WORK:
+            node.fell = False
+            self._rejoin(node, now)
+        return node
+
+    def _rejoin(self, node: _Node, now: float) -> None:
+        wait_s = node.falls.wait_s(now)
+        if not wait_s:
+            node.standing = _Standing.UP
+            return
+        node.standing, node.rejoin_at = _Standing.WAITING, now + wait_s
+        node.why_waiting = (
+            f"{FLAPPING}: it fell {node.falls.within_window(now)} times within "
+            f"{self._config.flap_window_s:g} s and waits {wait_s:g} s"
+        )
+
     def _beat(self, event: HeartbeatReceived, now: float) -> _Node | None:
-        node = self._current(event.node, event.incarnation)
+        node = self._current(event.node, event.incarnation, now)
         if node is None or event.sequence <= node.sequence:
             return None
         if node.standing is _Standing.DOWN and node.why_down != NOBODY_LISTENS:
             node.standing = _Standing.RETURNED
         node.sequence = event.sequence
         node.beat_at = now
-        node.stalled = event.lag_s > self._stalled_lag_s
-        node.overloaded = event.overloaded
-        node.draining = event.draining
+        told = (event.lag_s > self._stalled_lag_s, event.overloaded, event.draining)
+        if _is_calm(node) and told == (node.stalled, node.overloaded, node.draining):
+            return None  # nearly every time
+        node.stalled, node.overloaded, node.draining = told
         return node
 
-    def _current(self, slug: str, incarnation: int) -> _Node | None:
+    def _current(self, slug: str, incarnation: int, now: float) -> _Node | None:
         """The node, made anew if this is a later life; None for a life that is over."""
         node = self._nodes.get(slug)
-        if node is None or incarnation > node.incarnation:
-            life = _Node(incarnation, _Standing.NEW)
-            if node is not None:
-                life.told = node.told
-            self._nodes[slug] = life
-            return life
-        return node if incarnation == node.incarnation and not node.stopped else None
+        if node is not None and incarnation <= node.incarnation:
+            return node if incarnation == node.incarnation and not node.stopped else None
+        if node is None:
+            life = _Node(incarnation, _Standing.NEW, Falls(self._config))
+        else:
+            if node.standing in _AT_WORK:  # it ended without a goodbye, and was quick to return
+                node.falls.fell(now)
+            life = _Node(incarnation, _Standing.NEW, node.falls, told=node.told)
+        self._nodes[slug] = life
+        return life
 
     # -- what is to be done about it -----------------------------------------------------------
 
@@ -328,24 +322,24 @@ class FailureDetector:
     ) -> None:
         if self.blind:
             return
-        if node.standing is not _Standing.DOWN and self._life_age(node, now) >= self._unreachable_s:
-            node.standing, node.why_down = _Standing.DOWN, SILENT
+        if node.standing is not _Standing.DOWN and self._silent(node, now):
+            self._fall(node, SILENT, now)
+        if node.standing is _Standing.WAITING and now >= node.rejoin_at:
+            node.standing = _Standing.UP
         verdict = self._verdict(node, now)
         if verdict != node.told:
             node.told = verdict
             effects.append(SetHealth(slug, *verdict))
         doubted = self._doubted(node, now)
-        due = tick and now - node.probed_at >= self._probe_again_s
-        if doubted and (due or not node.doubted):
+        news = node.questioned or (doubted and not node.doubted)
+        if news or (doubted and tick and now - node.probed_at >= self._probe_again_s):
             node.probed_at = now
-            effects.append(ProbeNode(slug))
-        node.doubted = doubted
+            effects.append(ProbeNode(slug, again=not news))
+        node.doubted, node.questioned = doubted, False
 
     def _verdict(self, node: _Node, now: float) -> tuple[Health, str]:
-        if node.standing is _Standing.DOWN:
-            return Health.UNREACHABLE, node.why_down
         if node.standing is not _Standing.UP:
-            return _UNANSWERED[node.standing]
+            return self._not_up(node)
         for applies, health, reason in (
             (self._beat_age(node, now) > self._suspect_s, Health.SUSPECT, BEATS_MISSING),
             (node.draining, Health.DRAINING, DRAINING),
@@ -354,15 +348,24 @@ class FailureDetector:
         ):
             if applies:
                 return health, reason
-        return Health.HEALTHY, ""
+        return _WELL
+
+    def _not_up(self, node: _Node) -> tuple[Health, str]:
+        match node.standing:
+            case _Standing.DOWN:
+                return Health.UNREACHABLE, node.why_down
+            case _Standing.WAITING:
+                return Health.UNREACHABLE, node.why_waiting
+            case _:
+                return _UNANSWERED[node.standing]
 
     def _doubted(self, node: _Node, now: float) -> bool:
         """Whether only a probe can tell more: worth one at once, and again every interval."""
         match node.standing:
             case _Standing.NEW | _Standing.RETURNED:
                 return True
-            case _Standing.UP:
-                return self._beat_age(node, now) > self._suspect_s
+            case _Standing.UP | _Standing.WAITING:
+                return node.unproven or self._beat_age(node, now) > self._suspect_s
             case _Standing.DOWN:  # it beats, but nobody listens
                 return not node.stopped and self._beat_age(node, now) < self._unreachable_s
 
@@ -372,6 +375,16 @@ class FailureDetector:
             return float("inf")
         return now - max(node.beat_at, self._sighted_since)
 
-    def _life_age(self, node: _Node, now: float) -> float:
-        """The same, where an answered probe is a sign of life too."""
-        return now - max(node.beat_at, node.answered_at, self._sighted_since)
+    def _silent(self, node: _Node, now: float) -> bool:
+        """Whether any sign of life has been out for too long; an answered probe is one too."""
+        heard_at = max(node.beat_at, node.answered_at)
+        if now - max(heard_at, self._sighted_since) < self._unreachable_s:
+            return False
+        return heard_at >= self._sighted_since or now >= self._relogins_until
+
+
+def _is_calm(node: _Node) -> bool:
+    """Whether nothing is to be done about the node while it beats and says the same of itself; a
+    thousand of them are asked several times a second.
+    """
+    return node.standing is _Standing.UP and not node.doubted

@@ -5,18 +5,20 @@ the nodes tell and what probes find.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from mesh.core.ewma import ewma
-from mesh.core.failure_detector import NEVER_HEARD, NOT_HEARD_YET
+from mesh.core.health_events import NEVER_HEARD, NOT_HEARD_YET
+from mesh.core.reported_load import ReportedLoad
 from mesh.errors import NotFoundError
 from mesh.types import Health, Status
 from mesh.wire.messages import (
     Changed,
     Heartbeat,
+    NodeLoad,
     NodeRecord,
     NodesQuery,
     NodeStats,
@@ -35,15 +37,20 @@ _NAMED_AT_MOST = 20
 class NodeView:
     """The records of one master. `routes()` is the part that callers get to see.
 
-    `moved` is set whenever a route changes; whoever publishes routes clears it.
+    `moved` is set whenever a route changes, `loads_moved` where it is only how busy a node is;
+    whoever publishes routes clears them.
     """
 
     def __init__(self) -> None:
         self._records: dict[str, NodeRecord] = {}
+        self._ordered: list[str] | None = None
+        """Slugs, sorted when they are next needed."""
+        self._loads: dict[str, ReportedLoad] = {}
         self._routes: dict[str, RouteNode] = {}
         self._unsaved: set[str] = set()
         self._saved_ms: dict[str, float] = {}
         self.moved = False
+        self.loads_moved = False
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -52,7 +59,16 @@ class NodeView:
 
     def records(self) -> list[NodeRecord]:
         """All, in order of their slugs."""
-        return [self._records[slug] for slug in sorted(self._records)]
+        if self._ordered is None:
+            self._ordered = sorted(self._records)
+        return [self._records[slug] for slug in self._ordered]
+
+    def __iter__(self) -> Iterator[NodeRecord]:
+        """All, in no order: for what is done many times a second."""
+        return iter(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
 
     def get(self, slug: str) -> NodeRecord | None:
         """The record of a slug, or None."""
@@ -126,7 +142,9 @@ class NodeView:
 
     def load(self, records: Iterable[NodeRecord]) -> None:
         """Take over what the database has; unreachable until something else is heard."""
+        self._ordered = None
         for record in records:
+            self._loads[record.slug] = ReportedLoad()
             self._records[record.slug] = msgspec.structs.replace(
                 record,
                 health=Health.UNREACHABLE,
@@ -158,6 +176,8 @@ class NodeView:
     def remove(self, slug: str) -> None:
         """Forget a node."""
         self._records.pop(slug, None)
+        self._ordered = None
+        self._loads.pop(slug, None)
         self._saved_ms.pop(slug, None)
         self._unsaved.discard(slug)
         if self._routes.pop(slug, None) is not None:
@@ -181,20 +201,28 @@ class NodeView:
         record = self._records.get(beat.node)
         if record is None or beat.incarnation < record.incarnation:
             return
+        slug = record.slug
+        if beat.incarnation > record.incarnation:
+            self._loads[slug] = ReportedLoad()
+        load = self._loads[slug].heard(beat)
         lasting = (beat.incarnation, beat.version, beat.collections, beat.actions)
         if lasting != (record.incarnation, record.version, record.collections, record.actions):
-            self._unsaved.add(beat.node)
-        self._replace(
-            beat.node,
-            incarnation=beat.incarnation,
-            version=beat.version,
-            collections=beat.collections,
-            actions=beat.actions,
-            lag_ms=beat.lag_ms,
-            in_flight=beat.in_flight,
-            queued=beat.queued,
-            verbs=beat.verbs,
-        )
+            self._unsaved.add(slug)
+            record = msgspec.structs.replace(
+                record,
+                incarnation=beat.incarnation,
+                version=beat.version,
+                collections=beat.collections,
+                actions=beat.actions,
+            )
+            self._records[slug] = _with_figures(record, beat)
+            self._reroute(slug)
+            return
+        self._records[slug] = _with_figures(record, beat)
+        route = self._routes[slug]
+        if load is not route.load:
+            self._routes[slug] = msgspec.structs.replace(route, load=load)
+            self.loads_moved = True
 
     def collection_changed(self, slug: str, event: Changed) -> None:
         """A collection that is known has new data; a new one comes with the next heartbeat, which
@@ -224,7 +252,7 @@ class NodeView:
         if record is None:
             return
         if took_ms is None:
-            self._replace(slug, failures=record.failures + 1)
+            self._records[slug] = msgspec.structs.replace(record, failures=record.failures + 1)
             self._unsaved.add(slug)
             return
         mean_ms = ewma(record.response_time_ms, took_ms, _SMOOTHING)
@@ -235,7 +263,9 @@ class NodeView:
             or abs(mean_ms - saved_ms) > _WORTH_SAVING * saved_ms
         ):
             self._unsaved.add(slug)
-        self._replace(slug, response_time_ms=round(mean_ms, 3), last_ping_at=at, failures=0)
+        self._records[slug] = msgspec.structs.replace(
+            record, response_time_ms=round(mean_ms, 3), last_ping_at=at, failures=0
+        )  # callers do not route by it
 
     def _replace(self, slug: str, **changes: Any) -> NodeRecord:
         record = msgspec.structs.replace(self._records[slug], **changes)
@@ -244,14 +274,24 @@ class NodeView:
         return record
 
     def _reroute(self, slug: str) -> None:
-        route = route_of(self._records[slug])
+        route = route_of(self._records[slug], self._loads[slug].load)
         if self._routes.get(slug) != route:
             self._routes[slug] = route
             self.moved = True
 
 
-def route_of(record: NodeRecord) -> RouteNode:
-    """The part of a record that callers route by."""
+def _with_figures(record: NodeRecord, beat: Heartbeat) -> NodeRecord:
+    return msgspec.structs.replace(
+        record,
+        lag_ms=beat.lag_ms,
+        in_flight=beat.in_flight,
+        queued=beat.queued,
+        verbs=beat.verbs,
+    )
+
+
+def route_of(record: NodeRecord, load: NodeLoad) -> RouteNode:
+    """The part of a record that callers route by; breakers are somebody else's to add."""
     return RouteNode(
         slug=record.slug,
         name=record.name,
@@ -264,4 +304,5 @@ def route_of(record: NodeRecord) -> RouteNode:
         capabilities=record.capabilities,
         collections=record.collections,
         actions=[action.name for action in record.actions],
+        load=load,
     )

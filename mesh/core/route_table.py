@@ -74,6 +74,11 @@ class RouteTable:
         """The node of that name, or None."""
         return self.nodes.get(slug)
 
+    def refusal(self, slug: str) -> str:
+        """Why no request goes to the node of that name; empty if it may be asked."""
+        node = self.nodes.get(slug)
+        return "it is not registered" if node is None else refusal(node)
+
     def collections(self) -> tuple[str, ...]:
         """Names of all collections that any registered node holds or held, in order."""
         return tuple(self._index())

@@ -1,4 +1,4 @@
-"""How long a verb takes: count, errors, exponentially weighted mean and p99 of the last calls.
+"""How long a verb takes: count, errors, exponentially weighted mean, quantiles of the last calls.
 
 Source: Roberts, "Control Chart Tests Based on Geometric Moving Averages", Technometrics 1(3), 1959.
 """
@@ -6,6 +6,7 @@ Source: Roberts, "Control Chart Tests Based on Geometric Moving Averages", Techn
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from mesh.wire.messages import VerbStats
 
@@ -13,7 +14,7 @@ WEIGHT = 0.1
 """Share of the newest call in the mean: the last ~20 calls make 90 % of it."""
 
 WINDOW = 256
-"""Calls that p99 is taken over."""
+"""Calls that quantiles are taken over."""
 
 
 class ServiceTime:
@@ -24,6 +25,7 @@ class ServiceTime:
         self._errors = 0
         self._mean_ms = 0.0
         self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._stats = VerbStats()
 
     def record(self, took_ms: float, *, failed: bool = False) -> None:
         """Count one call of `took_ms` milliseconds."""
@@ -35,13 +37,21 @@ class ServiceTime:
         self._recent.append(took_ms)
 
     def stats(self) -> VerbStats:
-        """The figures as of now; all zero before the first call."""
-        if not self._count:
-            return VerbStats()
-        ordered = sorted(self._recent)
-        return VerbStats(
-            count=self._count,
-            errors=self._errors,
-            ewma_ms=round(self._mean_ms, 3),
-            p99_ms=round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))], 3),
-        )
+        """The figures as of now; all zero before the first call. Every heartbeat asks: they are
+        made anew only where there was a call.
+        """
+        if self._stats.count != self._count:
+            ordered = sorted(self._recent)
+            self._stats = VerbStats(
+                count=self._count,
+                errors=self._errors,
+                ewma_ms=round(self._mean_ms, 3),
+                p50_ms=_quantile(ordered, 0.5),
+                p95_ms=_quantile(ordered, 0.95),
+                p99_ms=_quantile(ordered, 0.99),
+            )
+        return self._stats
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))], 3)

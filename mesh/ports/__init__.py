@@ -16,11 +16,17 @@ from mesh.ports.audit import Audit as Audit
 from mesh.ports.bus import Bus as Bus
 from mesh.ports.bus import Handler as Handler
 from mesh.ports.bus import Message as Message
+from mesh.ports.bus import Pending as Pending
 from mesh.ports.bus import Subscription as Subscription
 from mesh.ports.clock import Clock as Clock
 from mesh.ports.data import Documents as Documents
 from mesh.ports.data import Embedder as Embedder
 from mesh.ports.data import Written as Written
+from mesh.ports.departures import SHUT_DOWN as SHUT_DOWN
+from mesh.ports.departures import Departure as Departure
+from mesh.ports.departures import Departures as Departures
+from mesh.ports.lease import Lease as Lease
+from mesh.ports.lease import TakenError as TakenError
 from mesh.ports.login_store import Candidate as Candidate
 from mesh.ports.login_store import KeyHolder as KeyHolder
 from mesh.ports.login_store import LoginStore as LoginStore

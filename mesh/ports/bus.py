@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
+
+from mesh.errors import MeshError
 
 
 class Message(NamedTuple):
@@ -26,6 +29,19 @@ class Subscription(Protocol):
         ...
 
 
+class Pending(Protocol):
+    """A request on its way. Whoever has it must `forget` it, answered or not."""
+
+    @property
+    def future(self) -> Future[bytes]:
+        """The reply, or what became of the request; see `Bus.ask`."""
+        ...
+
+    def forget(self) -> None:
+        """Nobody waits any more. The request itself is not taken back."""
+        ...
+
+
 class Bus(Protocol):
     """One hardened connection to the broker, with an own request multiplexer."""
 
@@ -37,6 +53,29 @@ class Bus(Protocol):
     @property
     def connected(self) -> bool:
         """Whether the broker is there right now."""
+        ...
+
+    def ask(self, subject: str, payload: bytes, *, responder: str, timeout_s: float) -> Pending:
+        """Send a request; its future ends in the one reply of `responder`, or as `request` does.
+
+        Raises:
+            DisconnectedError: The broker is away; nothing was sent.
+            OverloadedError, TooLargeError: Nothing was sent either.
+        """
+        ...
+
+    def abandon(self, responder: str, error: MeshError) -> int:
+        """Nothing will come of what was asked of `responder` so far: each of these requests ends in
+        `error`. How many there were.
+        """
+        ...
+
+    async def until_connected(self, timeout_s: float) -> float:
+        """Wait for the broker if it is away; what is left of the time.
+
+        Raises:
+            DisconnectedError: It was not there in time, or this connection was closed.
+        """
         ...
 
     async def request(

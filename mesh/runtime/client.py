@@ -18,6 +18,7 @@ from mesh.runtime.access_api import AccessApi
 from mesh.runtime.caller import Caller
 from mesh.runtime.fan_out import fan_out
 from mesh.runtime.federation import Federation
+from mesh.runtime.peers import Group
 from mesh.runtime.registry_api import RegistryApi
 from mesh.runtime.routes import Routes
 from mesh.types import MergeStrategy, Require, SearchMode
@@ -34,6 +35,7 @@ from mesh.wire.messages import (
 
 T = TypeVar("T")
 
+_PING = PingRequest()
 _NAMES = {"options.collections", "options.nodes"}
 
 
@@ -48,11 +50,13 @@ class MeshClient(RegistryApi):
         self._bus = bus
         self._config = config
         self._clock = clock
-        super().__init__(Caller(bus, clock))
+        super().__init__(Caller(bus, clock, config))
         self._routes = Routes(bus, self._caller, clock)
         self.access = AccessApi(self._caller)
         """Keys and tokens."""
         self._federation = Federation(self._caller, clock)
+        self._shards: tuple[RouteTable, dict[str, Group]] = (self.routes, {})
+        """Who answers pings for a shard, by that table."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,6 +76,7 @@ class MeshClient(RegistryApi):
     async def close(self) -> None:
         """Hang up."""
         await self._routes.stop()
+        self._caller.close()
         await self._bus.close()
 
     @property
@@ -285,7 +290,8 @@ class MeshClient(RegistryApi):
         return self._config.routing.request_timeout_s if timeout_s is None else timeout_s
 
     async def ping(self, node: str, *, timeout_s: float = 1.0) -> tuple[PingResult, float]:
-        """Ask a node for a sign of life; with the round trip in milliseconds.
+        """Ask a node for a sign of life, whatever is thought of it; with the round trip in
+        milliseconds.
 
         Raises:
             NoRespondersError, DeadlineExceededError, DisconnectedError
@@ -293,3 +299,40 @@ class MeshClient(RegistryApi):
         began = self._clock.monotonic()
         answer = await self._caller.node(node, "ping", PingRequest(), PingResult, timeout_s)
         return answer, (self._clock.monotonic() - began) * 1000
+
+    async def ping_shard(self, shard: str, *, timeout_s: float = 1.0) -> tuple[PingResult, float]:
+        """Ask whichever replica of a shard is the best to ask, and another one if that fails; with
+        the milliseconds it took. A node without collections is a shard of its own name.
+
+        Raises:
+            NotFoundError: No node holds such a shard.
+            UnavailableError: No replica can be asked; CircuitOpenError: all failed too often.
+            DeadlineExceededError: None answered in time.
+        """
+        began = self._clock.monotonic()
+        _, answer = await self._caller.any(self._replicas(shard), _PING, PingResult, timeout_s)
+        return answer, (self._clock.monotonic() - began) * 1000
+
+    def _replicas(self, shard: str) -> Group:
+        table, groups = self._shards
+        if table is not self.routes:
+            table, groups = self._shards = (self.routes, {})
+        known = groups.get(shard)
+        if known is None:
+            self._caller.adopt(table)
+            known = groups[shard] = self._caller.group(_holders_of(table, shard), "ping")
+        return known
+
+
+def _holders_of(table: RouteTable, shard: str) -> list[str]:
+    holders = [
+        slug
+        for slug, node in table.nodes.items()
+        if any(info.shard == shard for info in node.collections)
+        or (slug == shard and not node.collections)
+    ]
+    if not holders:
+        known = {info.shard for node in table.nodes.values() for info in node.collections}
+        there_are = ", ".join(sorted(known)) or "none yet"
+        raise NotFoundError(f"no node holds a shard {shard[:80]!r}; there are: {there_are}")
+    return holders

@@ -121,6 +121,23 @@ class Executor:
         # The action goes on if this caller gives up: its outcome answers the next one.
         return reply_to(await asyncio.shield(task))
 
+    async def repeats(self, action_id: str) -> bool:
+        """Whether `execute` under this id would run nothing new: it runs already, or has run.
+
+        Raises:
+            UnavailableError: The journal cannot be read.
+        """
+        if not action_id:
+            return False
+        if action_id in self._running:
+            return True
+        known = await self._journal.find(action_id)
+        return (
+            known is not None
+            and known.outcome is not None
+            and (known.state is not ActionState.CANCELLED)
+        )
+
     def _launch(
         self,
         request: ActionRequest,

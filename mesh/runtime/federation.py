@@ -7,14 +7,17 @@ and the answer goes out with what came.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import msgspec
 
 from mesh.core.merge import rank
-from mesh.core.route_table import Holder, RouteTable, refusal
+from mesh.core.route_table import RouteTable, refusal
 from mesh.errors import (
+    CircuitOpenError,
     DeadlineExceededError,
     ForbiddenError,
     InvalidError,
@@ -23,6 +26,7 @@ from mesh.errors import (
 )
 from mesh.ports import Clock
 from mesh.runtime.caller import Caller
+from mesh.runtime.peers import Group
 from mesh.runtime.results import TextKey, coverage, missing_texts, search_result
 from mesh.wire.messages import (
     Candidates,
@@ -38,20 +42,47 @@ _LEAST_FETCH_S = 0.1
 """Long texts of the final hits get at least this long, even if that is past the deadline."""
 _MOST_PLANS = 256
 _Names = tuple[str, ...] | None
+_Outcome = tuple["Part", Candidates | MeshError]
+"""What was asked for, and what came of it."""
+
+
+class Place(NamedTuple):
+    """A shard of a collection, and who is named for it where nobody answers."""
+
+    collection: str
+    shard: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Shards that the same replicas hold: one request, to one of these."""
+
+    places: list[Place]
+    searched: Group
+    fetched: Group
+    suffix: str
+    """Of the request's id, where a node may be asked for another part as well: who is told to stop
+    one of them goes on with the other.
+    """
+
+    @property
+    def collections(self) -> list[str]:
+        """What is asked for."""
+        return [place.collection for place in self.places]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Whom to ask for which collections, and which shards cannot be asked."""
 
-    asked: dict[str, list[Holder]]
-    """By node."""
+    parts: list[Part]
     reports: list[ShardReport]
     """Of the shards that are not asked."""
 
 
 def plan(table: RouteTable, request: SearchRequest) -> Plan:
-    """One replica of every shard; a shard without a usable one is reported as failed.
+    """Every shard once; one without a usable replica is reported as failed.
 
     Raises:
         InvalidError: A collection or node that the mesh does not know.
@@ -61,10 +92,10 @@ def plan(table: RouteTable, request: SearchRequest) -> Plan:
     known = set(table.collections())
     _refuse_unknown("collections", set(wanted) - known, known)
     _refuse_unknown("nodes", set(options.nodes or ()) - set(table.nodes), table.nodes)
-    asked: dict[str, list[Holder]] = {}
+    asked: dict[tuple[str, ...], list[Place]] = {}
     reports: list[ShardReport] = []
     for collection in dict.fromkeys(wanted):
-        for replicas in table.shards(collection).values():
+        for shard, replicas in table.shards(collection).items():
             chosen = [
                 holder
                 for holder in replicas
@@ -72,12 +103,24 @@ def plan(table: RouteTable, request: SearchRequest) -> Plan:
             ]
             if not chosen:
                 continue  # not among the nodes the caller wants
-            best = chosen[0]
-            if why := refusal(best.node):
-                reports.append(_report(best, "failed", why))
+            best = chosen[0].node
+            place = Place(collection, shard, best.slug)
+            if why := refusal(best):
+                reports.append(_report(place, best.slug, "failed", why))
             else:
-                asked.setdefault(best.node.slug, []).append(best)
-    return Plan(asked, reports)
+                slugs = tuple(sorted(holder.node.slug for holder in chosen))
+                asked.setdefault(slugs, []).append(place)
+    uses = Counter(slug for slugs in asked for slug in slugs)
+    parts = [
+        Part(
+            places,
+            Group(slugs, "search"),
+            Group(slugs, "fetch"),
+            f".{number}" if any(uses[slug] > 1 for slug in slugs) else "",
+        )
+        for number, (slugs, places) in enumerate(asked.items())
+    ]
+    return Plan(parts, reports)
 
 
 def _refuse_unknown(option: str, unknown: set[str], known: Iterable[str]) -> None:
@@ -111,13 +154,14 @@ class Federation:
         options = request.options
         give_up = began + options.timeout_ms / 1000
         chosen = self._plan(request, table)
-        parts, reports = await self._scatter(request, chosen, give_up)
-        reports += chosen.reports
+        outcomes = await self._scatter(request, chosen, give_up)
+        _refuse_what_all_refuse([part for _, part in outcomes])
+        reports = _reports(outcomes, filtered=bool(options.filters)) + chosen.reports
         reports.sort(key=_place)
         shards = coverage(reports)
-        _require(request, shards)
+        _require(request, shards, [part for _, part in outcomes if isinstance(part, MeshError)])
         ranking = rank(
-            parts,
+            [part for _, part in outcomes if isinstance(part, Candidates)],
             mode=options.mode,
             limit=request.limit,
             strategy=options.strategy,
@@ -126,16 +170,21 @@ class Federation:
         )
         texts: dict[TextKey, str] = {}
         if missing := missing_texts(ranking):
-            texts = await self._texts(request, missing, give_up)
+            texts = await self._texts(request, missing, outcomes, give_up)
             shards = coverage(_without_texts(reports, missing, texts))
-        took_ms = (self._clock.monotonic() - began) * 1000
         return search_result(
-            ranking, texts=texts, shards=shards, strategy=options.strategy, duration_ms=took_ms
+            ranking,
+            texts=texts,
+            shards=shards,
+            strategy=options.strategy,
+            duration_ms=(self._clock.monotonic() - began) * 1000,
+            id=request.id,
         )
 
     def _plan(self, request: SearchRequest, table: RouteTable) -> Plan:
         """`plan`, made once for as long as the table stays."""
         if table is not self._table or len(self._plans) >= _MOST_PLANS:
+            self._caller.adopt(table)
             self._table = table
             self._plans = {}
         options = request.options
@@ -147,76 +196,63 @@ class Federation:
 
     async def _scatter(
         self, request: SearchRequest, chosen: Plan, give_up: float
-    ) -> tuple[list[Candidates], list[ShardReport]]:
+    ) -> list[_Outcome]:
         left_s = give_up - self._clock.monotonic()
-        asking = [
-            self._ask(node, holders, request, left_s) for node, holders in chosen.asked.items()
-        ]
+        asking = [self._ask(part, request, left_s) for part in chosen.parts]
         # One answer is awaited as it is: a task for it costs a tenth of the whole search.
         outcomes = [await asking[0]] if len(asking) == 1 else await asyncio.gather(*asking)
-        parts: list[Candidates] = []
-        reports: list[ShardReport] = []
-        refusals: list[InvalidError] = []
-        for holders, outcome in zip(chosen.asked.values(), outcomes, strict=True):
-            match outcome:
-                case Candidates():
-                    parts.append(outcome)
-                    reports += _answered(holders, outcome, filtered=bool(request.options.filters))
-                case InvalidError():
-                    refusals.append(outcome)
-                    reports += [_report(holder, "skipped", str(outcome)) for holder in holders]
-                case DeadlineExceededError():
-                    reports += [
-                        _report(holder, "timed_out", "no answer in time") for holder in holders
-                    ]
-                case MeshError():
-                    reports += [_report(holder, "failed", str(outcome)) for holder in holders]
-        if refusals and not parts and all(report.status == "skipped" for report in reports):
-            raise refusals[0]  # else one that did not answer may know what others refuse
-        if outcomes and all(isinstance(outcome, ForbiddenError) for outcome in outcomes):
-            raise ForbiddenError(
-                "this takes the scope 'search'; search:COLLECTION works over HTTP only"
-            )
-        return parts, reports
+        return list(zip(chosen.parts, outcomes, strict=True))
 
     async def _ask(
-        self, node: str, holders: Sequence[Holder], request: SearchRequest, timeout_s: float
+        self, part: Part, request: SearchRequest, timeout_s: float
     ) -> Candidates | MeshError:
         """What a node answered, or what became of it."""
-        mine = [holder.info.name for holder in holders]
-        options = msgspec.structs.replace(request.options, collections=mine, nodes=None)
-        asked = msgspec.structs.replace(request, options=options, candidates=True)
+        options = msgspec.structs.replace(request.options, collections=part.collections, nodes=None)
+        asked = msgspec.structs.replace(
+            request, id=request.id + part.suffix, options=options, candidates=True
+        )
         try:
-            part = await self._caller.node(node, "search", asked, Candidates, timeout_s)
-        except DeadlineExceededError as error:
-            self._caller.give_up(node, request.id)
-            return error
-        except asyncio.CancelledError:
-            self._caller.give_up(node, request.id)
-            raise
+            node, found = await self._caller.any(
+                part.searched, asked, Candidates, timeout_s, trace=request.id
+            )
         except MeshError as error:
             return error
-        return part if part.node == node else msgspec.structs.replace(part, node=node)
+        return found if found.node == node else msgspec.structs.replace(found, node=node)
 
     async def _texts(
         self,
         request: SearchRequest,
         missing: Mapping[tuple[str, str], list[str]],
+        outcomes: Sequence[_Outcome],
         give_up: float,
     ) -> dict[TextKey, str]:
         """Long texts of the final hits; one that does not come in time is missing."""
         left_s = max(give_up - self._clock.monotonic(), _LEAST_FETCH_S)
+        holders = {
+            (found.node, place.collection): part.fetched
+            for part, found in outcomes
+            if isinstance(found, Candidates)
+            for place in part.places
+        }
         found = await asyncio.gather(
             *(
-                self._fetch(request, node, collection, ids, left_s)
-                for (node, collection), ids in missing.items()
+                self._fetch(request, holders[shard], shard, ids, left_s)
+                for shard, ids in missing.items()
+                if shard in holders  # a node that answers what it was not asked is not asked again
             )
         )
         return {key: text for texts in found for key, text in texts.items()}
 
     async def _fetch(
-        self, request: SearchRequest, node: str, collection: str, ids: list[str], timeout_s: float
+        self,
+        request: SearchRequest,
+        holders: Group,
+        shard: tuple[str, str],
+        ids: list[str],
+        timeout_s: float,
     ) -> dict[TextKey, str]:
+        """From the node that found them; another replica has them as well."""
+        node, collection = shard
         asked = FetchRequest(
             id=request.id,
             trace=request.trace,
@@ -225,18 +261,39 @@ class Federation:
             ids=ids,
         )
         try:
-            answer = await self._caller.node(node, "fetch", asked, FetchResult, timeout_s)
-        except (asyncio.CancelledError, DeadlineExceededError) as error:
-            self._caller.give_up(node, request.id)
-            if isinstance(error, DeadlineExceededError):
-                return {}
-            raise
+            _, answer = await self._caller.any(holders, asked, FetchResult, timeout_s, prefer=node)
         except MeshError:
             return {}
         return {(node, collection, document.id): document.content for document in answer.documents}
 
 
-def _require(request: SearchRequest, shards: Shards) -> None:
+def _reports(outcomes: Sequence[_Outcome], *, filtered: bool) -> list[ShardReport]:
+    reports: list[ShardReport] = []
+    for part, outcome in outcomes:
+        match outcome:
+            case Candidates():
+                reports += _answered(part, outcome, filtered=filtered)
+                continue
+            case InvalidError():
+                status, why = "skipped", str(outcome)
+            case DeadlineExceededError():
+                status, why = "timed_out", "no answer in time"
+            case _:
+                status, why = "failed", str(outcome)
+        reports += [_report(place, place.node, status, why) for place in part.places]
+    return reports
+
+
+def _refuse_what_all_refuse(outcomes: Sequence[Candidates | MeshError]) -> None:
+    if outcomes and all(isinstance(outcome, InvalidError) for outcome in outcomes):
+        raise cast("InvalidError", outcomes[0])  # one that is silent may know what others refuse
+    if outcomes and all(isinstance(outcome, ForbiddenError) for outcome in outcomes):
+        raise ForbiddenError(
+            "this takes the scope 'search'; search:COLLECTION works over HTTP only"
+        )
+
+
+def _require(request: SearchRequest, shards: Shards, errors: Sequence[MeshError]) -> None:
     counted = shards.total - shards.skipped
     need = {"any": min(1, counted), "quorum": counted // 2 + 1, "all": counted}
     if shards.ok >= need[request.options.require] or not counted:
@@ -246,23 +303,25 @@ def _require(request: SearchRequest, shards: Shards) -> None:
         for report in shards.details
         if report.status in {"failed", "timed_out"}
     )
-    raise UnavailableError(
+    open_everywhere = errors and all(isinstance(error, CircuitOpenError) for error in errors)
+    waits = [error.retry_after_ms for error in errors if error.retry_after_ms is not None]
+    raise (CircuitOpenError if open_everywhere else UnavailableError)(
         f"{shards.ok} of {counted} shards answered, {request.options.require} required: {missing}",
-        retry_after_ms=1000,
+        retry_after_ms=min(waits, default=1000),
     )
 
 
-def _answered(holders: Sequence[Holder], part: Candidates, *, filtered: bool) -> list[ShardReport]:
-    came = {hits.collection for hits in part.shards}
+def _answered(part: Part, found: Candidates, *, filtered: bool) -> list[ShardReport]:
+    came = {hits.collection for hits in found.shards}
     absent = ("skipped", "it cannot be filtered") if filtered else ("failed", "it is gone there")
     reports = []
-    for holder in holders:
-        if (why := part.failed.get(holder.info.name)) is not None:
-            reports.append(_report(holder, "failed", why))
-        elif holder.info.name in came:
-            reports.append(_report(holder, "ok", "", part.took_ms))
+    for place in part.places:
+        if (why := found.failed.get(place.collection)) is not None:
+            reports.append(_report(place, found.node, "failed", why))
+        elif place.collection in came:
+            reports.append(_report(place, found.node, "ok", "", found.took_ms))
         else:
-            reports.append(_report(holder, *absent))
+            reports.append(_report(place, found.node, *absent))
     return reports
 
 
@@ -291,11 +350,13 @@ def _place(report: ShardReport) -> tuple[str, str]:
     return report.collection, report.shard
 
 
-def _report(holder: Holder, status: str, reason: str, took_ms: float | None = None) -> ShardReport:
+def _report(
+    place: Place, node: str, status: str, reason: str, took_ms: float | None = None
+) -> ShardReport:
     return ShardReport(
-        collection=holder.info.name,
-        shard=holder.info.shard,
-        node=holder.node.slug,
+        collection=place.collection,
+        shard=place.shard,
+        node=node,
         status=status,
         reason=reason,
         took_ms=took_ms,

@@ -12,6 +12,7 @@ import structlog
 
 from mesh.errors import BadRequestError, DeadlineExceededError, MeshError
 from mesh.ports import Clock, History, Message, Registry, VerbProvider
+from mesh.runtime.breaker_board import BreakerBoard
 from mesh.runtime.history_index import HistoryIndex
 from mesh.runtime.membership import Membership
 from mesh.runtime.route_publisher import RoutePublisher
@@ -53,6 +54,7 @@ class MasterApi:
         history_index: HistoryIndex,
         providers: Sequence[VerbProvider],
         *,
+        board: BreakerBoard,
         whereabouts: Whereabouts,
         registry: Registry,
         history: History,
@@ -64,6 +66,7 @@ class MasterApi:
         self._view = membership.view
         self._publisher = publisher
         self._history_index = history_index
+        self._board = board
         self._whereabouts = whereabouts
         self._registry = registry
         self._history = history
@@ -135,7 +138,9 @@ class MasterApi:
         return NodeList(nodes=self._view.select(query), blind=self._membership.blind)
 
     async def _stats(self, _: Request, _caller: str) -> NodeStats:
-        return self._view.stats(blind=self._membership.blind)
+        verbs, breakers, callers = self._board.figures()
+        counted = self._view.stats(blind=self._membership.blind)
+        return msgspec.structs.replace(counted, verbs=verbs, breakers=breakers, callers=callers)
 
     async def _probe(self, request: NodeName, _caller: str) -> NodeRecord:
         record = await self._membership.find(request.node)

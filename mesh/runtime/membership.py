@@ -1,23 +1,26 @@
 """Who is there and how well: the shell around the failure detector and the view of all nodes.
 
-Hears heartbeats and events, carries out what the detector decides, looks up nodes that another
-master has registered, and saves to SQL what nodes tell of themselves, so that it is still known
-when they are away.
+Hears heartbeats, events, and what the broker and callers notice; carries out what the detector
+decides, looks up nodes that another master has registered, and saves to SQL what nodes tell of
+themselves, so that it is still known when they are away.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
+from typing import assert_never
 
 import structlog
 
 from mesh.config import HealthConfig
-from mesh.core import failure_detector as detector
-from mesh.core.failure_detector import Effect, Event, FailureDetector
+from mesh.core import health_events as detector
+from mesh.core.failure_detector import FailureDetector
+from mesh.core.health_events import Effect, Event
 from mesh.core.node_view import NodeView
 from mesh.core.seldom import Seldom
 from mesh.errors import BadRequestError, MeshError, NotFoundError
-from mesh.ports import Bus, Clock, Message, Registry, Subscription
+from mesh.ports import SHUT_DOWN, Bus, Clock, Message, Registry, Subscription
 from mesh.runtime.background import Background
 from mesh.runtime.prober import Answered, Failed, Prober, ProbeResult
 from mesh.types import VERSION, Health, Status
@@ -31,6 +34,12 @@ _SAVE_EVERY_S = 1.0
 _SAVE_AT_ONCE = 256
 _TICKS_PER_INTERVAL = 5
 _MOST_INCARNATION = 2**53
+_NEVER = float("-inf")
+_PING_PACE = 1.5
+"""Times the pace at which all would be pinged within the interval: the last ones are not late."""
+_HEARD_FROM = len(f"{subjects.PREFIX}.hb.")
+_LOADS_EVERY_S = 1.0
+"""How busy nodes are changes all the time, and matters little."""
 _MOST_STRANGERS = 1000
 """Looked up at once; the others beat again."""
 
@@ -69,8 +78,10 @@ class Membership:
         self._prober = Prober(
             bus, clock, background, timeout_s=health.probe_timeout_s, report=self._probed
         )
+        self._tick_s = health.heartbeat_interval_s / _TICKS_PER_INTERVAL
         self._sequence = 0
         self._sighted_at: float | None = None
+        self._loads_due_at = _NEVER
         self._pinged_at: dict[str, float] = {}
         self._strangers: dict[str, Heartbeat] = {}
         """The last beats of nodes that are not in the view, until they are looked up."""
@@ -99,7 +110,7 @@ class Membership:
             record.incarnation
             and record.status is Status.ACTIVE
             and record.health in (Health.UNREACHABLE, Health.SUSPECT)
-            for record in self.view.records()
+            for record in self.view
         )
 
     # -- life --------------------------------------------------------------------------------------
@@ -155,16 +166,22 @@ class Membership:
     async def _watch(self) -> None:
         self._decide(detector.Tick())
         self._ping_due()
-        await self._clock.sleep(self._health.heartbeat_interval_s / _TICKS_PER_INTERVAL)
+        self._announce_loads()
+        await self._clock.sleep(self._tick_s)
 
     def _ping_due(self) -> None:
-        """Routine pings, for the response times of nodes that beat."""
+        """Routine pings, for the response times of nodes that beat; spread over the interval."""
         now = self._clock.monotonic()
-        for record in self.view.records():
-            since = now - self._pinged_at.get(record.slug, float("-inf"))
-            if since >= self._health.probe_interval_s and self._detector.beats(record.slug, now):
+        interval_s, tick_s = self._health.probe_interval_s, self._tick_s
+        left = math.ceil(_PING_PACE * len(self.view) * min(1.0, tick_s / interval_s))
+        for record in self.view:
+            since = now - self._pinged_at.get(record.slug, _NEVER)
+            if since >= interval_s and self._detector.beats(record.slug, now):
                 self._pinged_at[record.slug] = now
                 self._prober.request(record.slug)
+                left -= 1
+                if not left:
+                    return
 
     # -- what is heard -----------------------------------------------------------------------------
 
@@ -175,10 +192,26 @@ class Membership:
         else:
             self._decide(detector.BrokerLost())
 
+    def doubt(self, slug: str) -> None:
+        """Callers found that nobody listens there: probe it at once."""
+        if slug in self.view:
+            self._decide(detector.Doubted(slug))
+
+    def departed(self, login: str, reason: str) -> None:
+        """The broker saw a connection end that was logged in under this name; probe the node, if it
+        is one, at once.
+        """
+        if login in self.view:
+            log.info("mesh.node.connection_lost", node=login, reason=reason)
+            if reason != SHUT_DOWN:
+                self._decide(detector.ConnectionLost(login))
+
     def _on_heartbeat(self, message: Message) -> None:
+        slug = message.subject[_HEARD_FROM:]
         try:
             beat = codec.decode(message.data, Heartbeat)
-            _, slug = subjects.parts(message.subject)
+            if slug not in self.view:  # else it is a name: no need to take the subject apart
+                _, slug = subjects.parts(message.subject)
             if beat.node != slug:
                 raise BadRequestError(f"{slug!r} beats for {beat.node[:64]!r}")
             if not 0 <= beat.incarnation <= _MOST_INCARNATION:
@@ -327,8 +360,8 @@ class Membership:
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
-            case detector.ProbeNode(slug):
-                self._prober.request(slug)
+            case detector.ProbeNode(slug, again):
+                self._prober.request(slug, again=again)
             case detector.SetHealth(slug, health, reason):
                 self.view.set_health(slug, health, reason)
                 log.info("mesh.node.health_changed", node=slug, health=health.value, reason=reason)
@@ -337,10 +370,19 @@ class Membership:
                     self._sighted_at = self._clock.monotonic()
                 log.info("mesh.membership.sight_changed", blind=blind)
                 self._on_change()
+            case _:
+                assert_never(effect)
 
     def _announce(self) -> None:
         if self.view.moved:
             self.view.moved = False
+            self._on_change()
+
+    def _announce_loads(self) -> None:
+        now = self._clock.monotonic()
+        if self.view.loads_moved and now >= self._loads_due_at:
+            self._loads_due_at = now + _LOADS_EVERY_S
+            self.view.loads_moved = False
             self._on_change()
 
     def _probed(self, result: ProbeResult) -> None:

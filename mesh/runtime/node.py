@@ -86,7 +86,10 @@ class NodeServer:
         self._clock = clock
         self._rng = rng
         self._incarnation = clock.unix_ms()
-        self._draining = False
+        self._ending = False
+        """It will never take work again: it stops, or a newer life has started."""
+        self._drained = False
+        """It takes no work, at an operator's word."""
         self._told_of = {info.name for info in documents.collections()}
         self._started: Subscription | None = None
         self._background = Background(clock)
@@ -120,6 +123,7 @@ class NodeServer:
             documents=documents,
             executor=self.executor,
             actions=self.actions,
+            on_drain=self._drain,
             rate_limit=config.rate_limit,
         )
         started = dt.datetime.fromtimestamp(self._incarnation / 1000, tz=dt.UTC)
@@ -194,7 +198,7 @@ class NodeServer:
 
     async def _halt(self, *, grace_s: float) -> None:
         """End what `start` began, as far as it came."""
-        self._draining = True
+        self._ending = True
         async with AsyncExitStack() as ending:  # what is pushed last is done first
             if self._heartbeat is not None:
                 ending.push_async_callback(self._heartbeat.stop)
@@ -213,12 +217,12 @@ class NodeServer:
     # -- one life at a time ------------------------------------------------------------------------
 
     def _connection_changed(self, connected: bool) -> None:
-        if connected and not self._draining:
+        if connected and not self._ending:
             self._tell("started")  # another life may have begun while we were away
 
     def _on_started(self, message: Message) -> None:
         other = codec.decode(message.data, NodeEvent).incarnation
-        if other < self._incarnation and not self._draining:
+        if other < self._incarnation and not self._ending:
             self._tell("started")  # an older life: it should know of us
         elif other > self._incarnation and not self._superseded.is_set():
             log.error(
@@ -228,7 +232,7 @@ class NodeServer:
                 newer=other,
                 hint="another node of this name has started; this one takes no more work",
             )
-            self._draining = True
+            self._ending = True
             self._superseded.set()
             self._doors.shut()
             self._background.spawn("retire", self._retire())
@@ -291,7 +295,7 @@ class NodeServer:
             capabilities=settings.capabilities,
             in_flight=responder.in_flight,
             queued=responder.queued,
-            draining=self._draining,
+            draining=self._ending or self._drained,
             overloaded=responder.refused_within(self._config.health.heartbeat_interval_s),
             verbs=self._doors.stats(),
             collections=list(self._collections()),
@@ -305,6 +309,7 @@ class NodeServer:
                 for spec in self.actions.values()
             ],
             dropped=responder.dropped + self._discovery.dropped,
+            expired=self._doors.expired,
         )
 
     def _collections(self) -> tuple[CollectionInfo, ...]:
@@ -326,8 +331,20 @@ class NodeServer:
             self._heartbeat.beat_now()  # a collection is new or gone: nobody should wait a second
         self._told_of = set(known)
 
+    def _drain(self, drained: bool) -> None:
+        """At an operator's word, until he takes it back or this life ends."""
+        if self._ending:
+            return
+        if drained is not self._drained:
+            log.info("mesh.node.drained" if drained else "mesh.node.undrained", node=self.slug)
+        self._drained = self._doors.draining = drained
+        if drained:
+            self._tell("draining")
+        if self._heartbeat is not None:
+            self._heartbeat.beat_now()
+
     def _tell_draining(self) -> None:
-        self._draining = True
+        self._ending = self._doors.draining = True
         self._tell("draining")
         if self._heartbeat is not None:
             self._heartbeat.beat_now()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 import msgspec
 import structlog
 
 from mesh.config import NodeConfig, RateLimitConfig
 from mesh.core.service_time import ServiceTime
-from mesh.errors import BadRequestError, DeadlineExceededError, MeshError
+from mesh.errors import (
+    BadRequestError,
+    DeadlineExceededError,
+    DrainingError,
+    ForbiddenError,
+    MeshError,
+)
 from mesh.ports import Bus, Clock, Documents, Message, Subscription
 from mesh.runtime.discovery import Endpoint
 from mesh.runtime.executor import Executor
@@ -25,6 +31,7 @@ from mesh.wire.messages import (
     CancelResult,
     FetchRequest,
     FetchResult,
+    NodeEvent,
     PingResult,
     SearchRequest,
     VerbStats,
@@ -32,10 +39,23 @@ from mesh.wire.messages import (
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 _TRUSTED = frozenset({"gateway", "master", "bridge"})
 """Whom a caller speaks for is believed of our own processes alone. Which caller it is, the subject
 says, and the broker holds every login to its name.
 """
+_MASTER = "master"
+_TAKES_TIME = frozenset({"search", "fetch"})
+_DRAINING_RETRY_MS = 1000
+_AT = 10**15
+"""Stands for the time in the greeting that every ping is answered with."""
+
+
+class _Due(msgspec.Struct, frozen=True):
+    """Of any request, how long somebody waits for it."""
+
+    deadline: int = 0
 
 
 class Doors:
@@ -52,12 +72,33 @@ class Doors:
         documents: Documents,
         executor: Executor,
         actions: Mapping[str, ActionSpec],
+        on_drain: Callable[[bool], None],
         rate_limit: RateLimitConfig | None = None,
     ) -> None:
+        """Args:
+        bus: Where requests come from.
+        clock: Time.
+        config: How much is taken at a time.
+        greeting: What a ping is answered with.
+        search: Answers searches.
+        documents: Answers fetches.
+        executor: Runs actions.
+        actions: Those that are offered.
+        on_drain: A master asks the node to take no new work, or (False) to take it again.
+        rate_limit: How often a caller may ask.
+        """
         self._bus = bus
         self._clock = clock
         self._node = greeting.node
         self._greeting = greeting
+        pong = codec.ok(msgspec.structs.replace(greeting, at=_AT))
+        self._pong = tuple(pong.split(b"%d" % _AT))
+        self._due = msgspec.json.Decoder(_Due)
+        self._on_drain = on_drain
+        self.draining = False
+        """No new work is taken."""
+        self.expired = 0
+        """Requests for which nothing was done, since nobody waited any more."""
         self._search = search
         self._documents = documents
         self._executor = executor
@@ -71,6 +112,7 @@ class Doors:
                 *(("act", action) for action in sorted(actions)),
             )
         }
+        self._pings = self.meters["rpc", "ping"]
         self.responder = Responder(
             bus,
             clock,
@@ -113,23 +155,80 @@ class Doors:
         if self._shut:
             return
         verb = message.subject.split(".")[4]
-        match verb:
-            case "ping":
-                self.responder.serve(message, self._ping, bypass=True)
-            case "cancel":
-                self._cancel(message)
-            case "search":
-                self.responder.serve(message, lambda _caller: self._searched(message))
-            case "fetch":
-                self.responder.serve(message, lambda _caller: self._fetched(message))
-            case _:
-                self.responder.serve(message, lambda _caller: _unknown_verb(verb))
+        if verb == "ping":
+            self._ping(message)
+        elif verb in _TAKES_TIME:
+            if not self._expired(message) and not self._refused(message):
+                work = self._searched if verb == "search" else self._fetched
+                self.responder.serve(message, lambda _caller: work(message))
+        elif verb == "cancel":
+            self._cancel(message)
+        elif verb in subjects.MASTERS_VERBS:
+            self._drain(message, draining=verb == "drain")
+        else:
+            self.responder.refuse(message, _unknown_verb(verb))
 
     def _on_action(self, message: Message) -> None:
-        if not self._shut:
+        if self._shut or self._expired(message):
+            return
+        if self.draining:
+            self.responder.serve(
+                message, lambda caller: self._repeated(message, caller), bypass=True, finishes=True
+            )
+        else:
             self.responder.serve(
                 message, lambda caller: self._acted(message, caller), finishes=True
             )
+
+    def _expired(self, message: Message) -> bool:
+        """Whether nobody waits for it any more; then that is all that is done. It comes before
+        everything else: after a pause there may be thousands.
+        """
+        data = message.data
+        if b'"deadline"' not in data:
+            return False
+        try:
+            deadline = self._due.decode(data).deadline
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False  # whoever reads the whole of it says what is wrong
+        if not deadline or self._clock.unix_ms() < deadline:
+            return False
+        self.responder.refuse(message, self._too_late())
+        return True
+
+    def _too_late(self) -> DeadlineExceededError:
+        self.expired += 1
+        why = "nobody waits for this any more; nothing was done"
+        return DeadlineExceededError(why, fields={"deadline": [why]})
+
+    def _refused(self, message: Message) -> bool:
+        if self.draining:
+            self.responder.refuse(message, self._no_new_work())
+        return self.draining
+
+    def _no_new_work(self) -> DrainingError:
+        return DrainingError(
+            f"{self._node} is being drained: it takes no new work",
+            retry_after_ms=_DRAINING_RETRY_MS,
+        )
+
+    def _drain(self, message: Message, *, draining: bool) -> None:
+        if caller_of(message) != _MASTER:
+            refusal = ForbiddenError("only masters may ask that: `meshctl nodes drain|undrain`")
+            self.responder.refuse(message, refusal)
+        elif not self._expired(message):
+            self._on_drain(draining)
+            self.responder.answer(
+                message, codec.ok(NodeEvent(incarnation=self._greeting.incarnation))
+            )
+
+    def _ping(self, message: Message) -> None:
+        """At once: a busy node answers too, and no task is worth so little work."""
+        began = self._clock.monotonic()
+        if not self._expired(message):
+            head, tail = self._pong
+            self.responder.answer(message, b"%b%d%b" % (head, self._clock.unix_ms(), tail))
+            self._pings.record((self._clock.monotonic() - began) * 1000)
 
     def _cancel(self, message: Message) -> None:
         """Most who cancel want no answer: they have gone."""
@@ -150,22 +249,28 @@ class Doors:
             request = codec.decode(message.data, CancelRequest)
             return codec.ok(CancelResult(cancelled=self.responder.cancel(caller, request.request)))
 
-    async def _ping(self, _caller: str) -> bytes:
-        with _Metered(self._clock, self.meters["rpc", "ping"]):
-            return codec.ok(msgspec.structs.replace(self._greeting, at=self._clock.unix_ms()))
-
     async def _searched(self, message: Message) -> bytes:
         with _Metered(self._clock, self.meters["rpc", "search"]):
             request = codec.decode(message.data, SearchRequest)
-            async with self._until(request.deadline):
-                return codec.ok(await self._search.answer(request))
+            return codec.ok(
+                await self._within(request.deadline, lambda: self._search.answer(request))
+            )
 
     async def _fetched(self, message: Message) -> bytes:
         with _Metered(self._clock, self.meters["rpc", "fetch"]):
             request = codec.decode(message.data, FetchRequest)
-            async with self._until(request.deadline):
-                found = await self._documents.fetch(request.collection, request.ids)
-                return codec.ok(FetchResult(documents=list(found)))
+            found = await self._within(
+                request.deadline,
+                lambda: self._documents.fetch(request.collection, request.ids),
+            )
+            return codec.ok(FetchResult(documents=list(found)))
+
+    async def _repeated(self, message: Message, caller: str) -> bytes:
+        """Whoever asks again for what runs or has run gets its outcome, also of a draining node."""
+        request = codec.decode(message.data, ActionRequest)
+        if not await self._executor.repeats(request.id):
+            raise self._no_new_work()
+        return await self._acted(message, caller)
 
     async def _acted(self, message: Message, caller: str) -> bytes:
         named = message.subject.split(".")[4]
@@ -175,30 +280,33 @@ class Doors:
                 raise BadRequestError(
                     f"the subject says {named!r}, the message says {request.action!r}"
                 )
+            if request.deadline and self._clock.unix_ms() >= request.deadline:
+                raise self._too_late()  # it has waited for a place
             if caller not in _TRUSTED and request.on_behalf:
                 request = msgspec.structs.replace(request, on_behalf="")
             return await self._executor.execute(request, caller)
 
-    @asynccontextmanager
-    async def _until(self, deadline: int) -> AsyncIterator[None]:
+    async def _within(self, deadline: int, work: Callable[[], Awaitable[T]]) -> T:
         """Nobody waits past the deadline (unix ms; 0: none), so nobody works past it. A thread or
         a LanceDB query that has begun may run on, but it no longer holds a slot of the node.
         """
-        left_s = (deadline - self._clock.unix_ms()) / 1000 if deadline else None
-        if left_s is not None and left_s <= 0:
-            raise DeadlineExceededError("nobody waits for this any more; nothing was done")
+        if not deadline:
+            return await work()
+        left_s = (deadline - self._clock.unix_ms()) / 1000
+        if left_s <= 0:
+            raise self._too_late()
         try:
             async with asyncio.timeout(left_s) as limit:
-                yield
+                return await work()
         except TimeoutError:
             if not limit.expired():
                 raise  # of the work itself
             raise DeadlineExceededError("nobody waits for this any more; it was ended") from None
 
 
-async def _unknown_verb(verb: str) -> bytes:
+def _unknown_verb(verb: str) -> BadRequestError:
     known = ", ".join(subjects.NODE_VERBS)
-    raise BadRequestError(f"unknown verb {verb!r}; nodes answer: {known}")
+    return BadRequestError(f"unknown verb {verb!r}; nodes answer: {known}")
 
 
 class _Metered:

@@ -1,4 +1,9 @@
-"""Pings nodes: one at a time per node, so that results come in the order of the questions."""
+"""Pings nodes: one at a time per node, so that results come in the order of the questions.
+
+However many ask at once, one ping runs and one more follows. A ping that runs when something has
+happened to the node may be lost with what received it, so it is not waited for: the same question
+is asked again, after a moment in which a good answer would have come.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +41,22 @@ class Failed:
 
 ProbeResult = Answered | Failed
 
+_PATIENCE_S = 0.005
+"""With a ping that something overtook; doubles each time the same ping is overtaken, so that there
+is an end of it however often the node is doubted.
+"""
+
+
+@dataclass(slots=True)
+class _Turns:
+    """Of one node."""
+
+    lock: asyncio.Lock
+    wanted: bool = False
+    """A ping is to follow the one that runs, if one does."""
+    running: asyncio.Timeout | None = None
+    patience_s: float = _PATIENCE_S
+
 
 class Prober:
     """Asks `ping`, and reports what comes of it."""
@@ -54,27 +75,49 @@ class Prober:
         self._background = background
         self._timeout_s = timeout_s
         self._report = report
-        self._turns: dict[str, asyncio.Lock] = {}
-        self._requested: set[str] = set()
+        self._turns: dict[str, _Turns] = {}
 
-    def request(self, node: str) -> None:
-        """Probe soon: at once, or as soon as the probe that runs has ended."""
-        if node not in self._requested:
-            self._requested.add(node)
+    def request(self, node: str, *, again: bool = True) -> None:
+        """Probe soon: at once, or as soon as the probe that runs has ended; unless it is the same
+        question `again`, that one is hurried.
+        """
+        turns = self._turns_of(node)
+        if not again and turns.running is not None and turns.running.when() is None:
+            turns.running.reschedule(asyncio.get_running_loop().time() + turns.patience_s)
+        if not turns.wanted:
+            turns.wanted = True
             self._background.spawn(f"probe-{node}", self.probe(node, requested=True))
 
     async def probe(self, node: str, *, requested: bool = False) -> None:
         """Probe and report."""
-        async with self._turns.setdefault(node, asyncio.Lock()):
+        turns = self._turns_of(node)
+        async with turns.lock:
             if requested:
-                self._requested.discard(node)
-            result = await self._ask(node)
+                turns.wanted = False
+            result = await self._answer(node, turns)
         if result is not None:
             self._report(result)
+
+    def _turns_of(self, node: str) -> _Turns:
+        turns = self._turns.get(node)
+        if turns is None:
+            turns = self._turns[node] = _Turns(asyncio.Lock())
+        return turns
 
     def forget(self, node: str) -> None:
         """The node is registered no more."""
         self._turns.pop(node, None)
+
+    async def _answer(self, node: str, turns: _Turns) -> ProbeResult | None:
+        turns.patience_s = _PATIENCE_S
+        while True:
+            try:
+                async with asyncio.timeout(None) as turns.running:
+                    return await self._ask(node)
+            except TimeoutError:  # overtaken: ask again
+                turns.patience_s *= 2
+            finally:
+                turns.running = None
 
     async def _ask(self, node: str) -> ProbeResult | None:
         """None: the broker is away, which says nothing about the node."""

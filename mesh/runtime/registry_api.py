@@ -10,6 +10,11 @@ from mesh.runtime.caller import Caller
 from mesh.types import ActionState, Status
 from mesh.wire import codec
 from mesh.wire.messages import (
+    BreakerList,
+    BreakersQuery,
+    BreakersReset,
+    ExplainQuery,
+    Explanation,
     HistoryPage,
     HistoryQuery,
     NodeChange,
@@ -102,8 +107,61 @@ class RegistryApi:
         """
         return await self._master("probe", NodeName(node=node), NodeRecord)
 
+    async def drain_node(self, node: str, *, on_behalf: str = "", origin: str = "") -> NodeRecord:
+        """Have a node take no new work and finish what runs, until `undrain_node` or its end.
+
+        Raises:
+            NotFoundError: No such node.
+            UnavailableError: It is away.
+        """
+        request = NodeName(node=node, on_behalf=on_behalf, origin=origin)
+        return await self._master("drain", request, NodeRecord)
+
+    async def undrain_node(self, node: str, *, on_behalf: str = "", origin: str = "") -> NodeRecord:
+        """Have a node take work again.
+
+        Raises:
+            NotFoundError, UnavailableError
+        """
+        request = NodeName(node=node, on_behalf=on_behalf, origin=origin)
+        return await self._master("undrain", request, NodeRecord)
+
+    async def breakers(self, node: str | None = None) -> BreakerList:
+        """Breakers of which callers told in the last minute, as the masters see them; None: of all
+        nodes.
+
+        Raises:
+            NotFoundError: `node` (slug or id) is none.
+        """
+        return await self._master("breakers", BreakersQuery(node=node or ""), BreakerList)
+
+    async def reset_breakers(
+        self, node: str, verb: str | None = None, *, on_behalf: str = "", origin: str = ""
+    ) -> BreakerList:
+        """Close a node's breakers at all callers; `verb` is `search`, `fetch`, `ping` or
+        `act.<action>`, None: all. What they are now.
+
+        Raises:
+            NotFoundError: No such node.
+            InvalidError: It offers no such verb.
+        """
+        request = BreakersReset(node=node, verb=verb or "", on_behalf=on_behalf, origin=origin)
+        return await self._master("breakers-reset", request, BreakerList)
+
+    async def explain(self, request_id: str) -> Explanation:
+        """Why a request went where it went: one trace per node or shard that was asked.
+
+        Raises:
+            NotFoundError: The masters know, or remember, no such request.
+            InvalidError: That is no id.
+        """
+        query = codec.convert({"request": request_id}, ExplainQuery)
+        return await self._master("explain", query, Explanation)
+
     async def stats(self) -> NodeStats:
-        """Nodes counted by status, health and type."""
+        """Nodes counted by status, health and type; calls of the last minute, as callers saw
+        them.
+        """
         return await self._master("stats", Request(), NodeStats)
 
     async def history(

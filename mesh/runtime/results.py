@@ -28,6 +28,7 @@ def search_result(
     shards: Shards,
     strategy: MergeStrategy,
     duration_ms: float,
+    id: str = "",  # noqa: A002
 ) -> SearchResult:
     """The answer; `partial` if any shard that was to be asked did not answer."""
     hits = [_hit(ranked, texts) for ranked in ranking.hits]
@@ -43,6 +44,7 @@ def search_result(
         avg_score=round(sum(hit.score for hit in hits) / len(hits), 6) if hits else 0.0,
         partial=bool(shards.failed or shards.timed_out),
         shards=shards,
+        id=id,
     )
 
 

@@ -1,4 +1,4 @@
-"""Publishes the route table: what changed at once, all of it every few seconds."""
+"""The route table of one master: published while it leads, followed while another one does."""
 
 from __future__ import annotations
 
@@ -7,31 +7,47 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 
-from mesh.core.route_table import MAX_PAGE_BYTES, RouteTable, diff, snapshot
+from mesh.core.route_table import (
+    MAX_PAGE_BYTES,
+    Applied,
+    RouteFollower,
+    RouteTable,
+    diff,
+    snapshot,
+)
 from mesh.errors import DisconnectedError, MeshError, NotFoundError, UnavailableError
-from mesh.ports import Bus, Clock
+from mesh.ports import Bus, Clock, Message, Subscription
 from mesh.runtime.background import Background
 from mesh.wire import codec, subjects
-from mesh.wire.messages import RouteNode, RouteUpdate
+from mesh.wire.messages import NodeLoad, RouteNode, RoutesRequest, RouteUpdate
 
 log = structlog.get_logger()
 
 _COALESCE_S = 0.05
 """Changes within this time after a publication go out together."""
 
-_WARM_WAIT_S = 2.0
+_LOADS_EVERY_S = 1.0
+"""How busy nodes are changes all the time, and matters little: never more often than this."""
+
+_WARM_WAIT_S = 1.8
+"""Less than callers wait for an answer."""
+
+_FETCH_S = 1.0
+
+_IDLE = NodeLoad()
 
 Source = Callable[[], tuple[Sequence[RouteNode], bool]]
 """Gives the nodes as they are now, and whether the master is blind."""
 
 
 class RoutePublisher:
-    """Owner of the route table of one master.
+    """Route table of one master, leading or not.
 
-    It stays silent until `open`: a master that has just started knows nobody yet, and must not
-    replace the good table of its predecessor with one where everybody is unreachable.
+    A leader stays silent until `open`: a master that has just started knows nobody yet, and must
+    not replace the good table of its predecessor with one where everybody is unreachable.
     """
 
     def __init__(
@@ -42,30 +58,66 @@ class RoutePublisher:
         source: Source,
         *,
         snapshot_interval_s: float,
+        leads: Callable[[], bool],
+        on_followed: Callable[[Sequence[RouteNode]], None],
     ) -> None:
+        """Args:
+        bus: Where routes are published and heard.
+        clock: Time.
+        background: Its owner ends it.
+        source: What a leader publishes.
+        snapshot_interval_s: How often all of it goes out.
+        leads: Whether we lead at this very moment: asked before anything goes out.
+        on_followed: Another master leads, and says this of nodes that have changed, or of all.
+        """
         self._bus = bus
         self._clock = clock
         self._background = background
         self._source = source
         self._snapshot_interval_s = snapshot_interval_s
-        self._opened = asyncio.Event()
+        self._leads = leads
+        self._on_followed = on_followed
+        self._follower = RouteFollower()
+        self._own: RouteTable | None = None
+        """What we have published in this epoch; None: we do not lead."""
+        self._is_open = False
+        self._known = asyncio.Event()
         self._wake = asyncio.Event()
-        self._snapshot_due_at = clock.monotonic()
-        self.table = RouteTable()
-
-    def start(self, epoch: int) -> None:
-        """Publish under `epoch`, once opened."""
-        self.table = RouteTable(epoch=epoch)
-        self._background.repeat("routes", self._round)
+        self._snapshot_due_at = self._loads_due_at = clock.monotonic()
+        self._loads_pending = False
+        self._subscription: Subscription | None = None
 
     @property
-    def opened(self) -> bool:
-        """Whether the table is published."""
-        return self._opened.is_set()
+    def table(self) -> RouteTable:
+        """As callers have it: what was published or heard last."""
+        return self._follower.table
+
+    async def start(self) -> None:
+        """Follow what is published, beginning with what other masters have; publish once told."""
+        self._subscription = await self._bus.subscribe(subjects.ROUTES, self._on_routes)
+        await self._fetch()
+        self._background.repeat("routes", self._round)
+
+    async def stop(self) -> None:
+        """Hear no more."""
+        self._own = None
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+
+    # -- what happens ------------------------------------------------------------------------------
+
+    def lead(self, epoch: int) -> None:
+        """Publish under `epoch` from now on, all of it first, once open."""
+        self._own = RouteTable(epoch=epoch)
+        self.resend()
+
+    def follow(self) -> None:
+        """Another master leads, or none."""
+        self._own = None
 
     def open(self) -> None:
-        """The table is good enough to be published."""
-        self._opened.set()
+        """What we know is good enough to be published."""
+        self._is_open = True
         self._wake.set()
 
     def changed(self) -> None:
@@ -77,6 +129,8 @@ class RoutePublisher:
         self._snapshot_due_at = self._clock.monotonic()
         self._wake.set()
 
+    # -- answering ---------------------------------------------------------------------------------
+
     async def page(self, number: int) -> RouteUpdate:
         """A page of the table as it is now.
 
@@ -84,24 +138,61 @@ class RoutePublisher:
             UnavailableError: The master has only just started.
             NotFoundError: The table has fewer pages.
         """
-        try:
-            async with asyncio.timeout(_WARM_WAIT_S):
-                await self._opened.wait()
-        except TimeoutError:
-            raise UnavailableError(
-                "the master has just started and does not know the nodes yet; ask again",
-                retry_after_ms=500,
-            ) from None
         self._publish_changes()  # what is handed out under a version must not differ from it
+        await self._until_known()
         pages = snapshot(self.table, _size)
         if not 0 <= number < len(pages):
             raise NotFoundError(f"the route table has pages 0 to {len(pages) - 1}, not {number}")
         return pages[number]
 
+    async def _until_known(self) -> None:
+        try:
+            async with asyncio.timeout(_WARM_WAIT_S):
+                await self._known.wait()
+        except TimeoutError:
+            raise UnavailableError(
+                "the master has just started and does not know the nodes yet; ask again",
+                retry_after_ms=500,
+            ) from None
+
+    # -- following ---------------------------------------------------------------------------------
+
+    async def _fetch(self) -> None:
+        """Ask the masters that are there already: they tell only what changes, at first."""
+        page, pages = 0, 1
+        try:
+            while page < pages:
+                reply = await self._bus.request(
+                    subjects.master("routes", self._bus.identity),
+                    codec.encode(RoutesRequest(page=page)),
+                    responder="master",
+                    timeout_s=_FETCH_S,
+                )
+                update = codec.result_of(reply, RouteUpdate)
+                self._follow(update)
+                page, pages = page + 1, update.pages
+        except MeshError as error:  # nobody there, as a rule; else the next snapshot brings it
+            log.debug("mesh.routes.fetch_failed", error=str(error))
+
+    def _on_routes(self, message: Message) -> None:
+        if self._own is None or not self._leads():  # else it is our own
+            self._follow(codec.decode(message.data, RouteUpdate))
+
+    def _follow(self, update: RouteUpdate) -> None:
+        """A gap is closed by the next snapshot; until then, what we have is good."""
+        applied = self._follower.apply(update)
+        if isinstance(applied, Applied):
+            self._known.set()
+            self._on_followed(update.nodes if update.base else list(applied.table.nodes.values()))
+
+    # -- publishing --------------------------------------------------------------------------------
+
     async def _round(self) -> None:
-        await self._opened.wait()
-        wait_s = self._snapshot_due_at - self._clock.monotonic()
-        if wait_s > 0:
+        due_at = self._snapshot_due_at
+        if self._loads_pending:
+            due_at = min(due_at, self._loads_due_at)
+        wait_s = due_at - self._clock.monotonic() if self._may_publish else None
+        if wait_s is None or wait_s > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._wake.wait()
@@ -109,16 +200,37 @@ class RoutePublisher:
         self._publish_changes()
         await self._clock.sleep(_COALESCE_S)
 
+    @property
+    def _may_publish(self) -> bool:
+        return self._is_open and self._own is not None and self._leads()
+
     def _publish_changes(self) -> None:
+        if not self._may_publish or self._own is None:
+            return
+        old = self._own
         nodes, blind = self._source()
-        old, self.table = self.table, self.table.succeed(nodes, blind=blind)
+        new = old.succeed(nodes, blind=blind)
+        now = self._clock.monotonic()
         # First of all where it is due: a change of what callers may not have tells them nothing.
-        if self._clock.monotonic() >= self._snapshot_due_at or old.version == 0:
+        if now >= self._snapshot_due_at or old.version == 0:
+            self._set(new, now)
             self._publish_snapshot()
-            return
-        if self.table is old:
-            return
-        delta = diff(old, self.table)
+        elif new is old:
+            self._loads_pending = False
+        elif now < self._loads_due_at and not _urgent(old, new):
+            self._loads_pending = True
+        else:
+            self._set(new, now)
+            self._publish_delta(old, new)
+
+    def _set(self, new: RouteTable, now: float) -> None:
+        self._own = self._follower.table = new
+        self._loads_pending = False
+        self._loads_due_at = now + _LOADS_EVERY_S
+        self._known.set()
+
+    def _publish_delta(self, old: RouteTable, new: RouteTable) -> None:
+        delta = diff(old, new)
         if _size(delta) > MAX_PAGE_BYTES:
             self._publish_snapshot()
         else:
@@ -131,12 +243,28 @@ class RoutePublisher:
 
     def _publish(self, update: RouteUpdate) -> None:
         """A lost update is no harm: callers notice the gap, and a snapshot follows."""
+        if not self._leads():
+            return
         try:
             self._bus.publish(subjects.ROUTES, codec.encode(update))
         except DisconnectedError:
             pass
         except MeshError as error:
             log.warning("mesh.routes.publish_failed", version=update.version, error=str(error))
+
+
+def _urgent(old: RouteTable, new: RouteTable) -> bool:
+    """Whether anything but how busy nodes are differs."""
+    if old.blind != new.blind or old.nodes.keys() != new.nodes.keys():
+        return True
+    return any(
+        node is not old.nodes[slug] and _but_load(node) != _but_load(old.nodes[slug])
+        for slug, node in new.nodes.items()
+    )
+
+
+def _but_load(node: RouteNode) -> RouteNode:
+    return msgspec.structs.replace(node, load=_IDLE)
 
 
 def _size(message: Any) -> int:

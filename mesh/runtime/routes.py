@@ -6,7 +6,7 @@ import asyncio
 
 import structlog
 
-from mesh.core.route_table import NeedSnapshot, RouteFollower, RouteTable
+from mesh.core.route_table import Applied, Ignored, NeedSnapshot, RouteFollower, RouteTable
 from mesh.errors import MeshError
 from mesh.ports import Bus, Clock, Message
 from mesh.runtime.caller import Caller
@@ -75,8 +75,14 @@ class Routes:
             await asyncio.wait({self._refreshing}, timeout=within_s)
 
     def _on_routes(self, message: Message) -> None:
-        if isinstance(self.follower.apply(codec.decode(message.data, RouteUpdate)), NeedSnapshot):
+        if isinstance(self._apply(codec.decode(message.data, RouteUpdate)), NeedSnapshot):
             self._refresh_soon()
+
+    def _apply(self, update: RouteUpdate) -> Applied | NeedSnapshot | Ignored:
+        applied = self.follower.apply(update)
+        if isinstance(applied, Applied):
+            self._caller.adopt(applied.table)
+        return applied
 
     def _on_connection(self, connected: bool) -> None:
         if connected:
@@ -99,7 +105,7 @@ class Routes:
                 update = await self._caller.master(
                     "routes", RoutesRequest(page=page), RouteUpdate, _TIMEOUT_S
                 )
-                self.follower.apply(update)
+                self._apply(update)
                 page, pages = page + 1, update.pages
             if self.table.order >= (update.epoch, update.version):
                 return
@@ -113,3 +119,4 @@ class Routes:
         nodes = [node for node in map(route_of, cards) if node is not None]
         if not self.table.epoch:
             self.follower.table = RouteTable(version=self.table.version + 1, nodes=nodes)
+            self._caller.adopt(self.table)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -37,15 +38,23 @@ _CALLERS_COUNTED = 10_000
 class _Work:
     """One request that is queued or runs."""
 
-    __slots__ = ("_id", "finishes", "message", "task", "waiting")
+    __slots__ = (
+        "_id", "begun", "bypass", "caller", "finishes", "handler", "message", "task",
+    )  # fmt: skip
 
-    def __init__(self, message: Message, *, finishes: bool, waiting: bool) -> None:
+    def __init__(
+        self, message: Message, caller: str, handler: Respond, *, bypass: bool, finishes: bool
+    ) -> None:
         self.message = message
+        self.caller = caller
+        self.handler: Respond | None = handler
+        """None: it was cancelled before it began."""
+        self.bypass = bypass
         self.finishes = finishes
         """What has begun is not stopped for a caller that gave up."""
-        self.waiting = waiting
-        """It is in the queue of the bulkhead."""
+        self.begun = False
         self.task: asyncio.Task[None] | None = None
+        """None: it is in the queue of the bulkhead."""
         self._id: str | None = None
 
     @property
@@ -90,14 +99,17 @@ class Responder:
         self._name = name
         self._max_parallel = max_parallel
         self._max_queued = max_queued
-        self._slots = asyncio.Semaphore(max_parallel)
+        self._addresses = f"{PREFIX}.re.{name}."
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._limiter = (
             RateLimiter(rate_limit.bus_max_attempts, rate_limit.period_s, capacity=_CALLERS_COUNTED)
             if rate_limit is not None and rate_limit.bus
             else None
         )
-        self._works: dict[str, set[_Work]] = {}
-        """By caller."""
+        self._works: set[_Work] = set()
+        """Whatever has come in and has not ended."""
+        self._queue: deque[_Work] = deque()
+        """Of these, what waits for a place."""
         self._service_ms = 0.0
         self.in_flight = 0
         self.queued = 0
@@ -127,18 +139,30 @@ class Responder:
             self.drop(message, "reply subject is not the caller's")
             return
         if not bypass and (refusal := self._refusal(caller)) is not None:
-            self._reply(message, codec.encode(codec.error_reply(refusal)))
+            self.refuse(message, refusal)
             return
-        work = _Work(message, finishes=finishes, waiting=not bypass)
-        run = self._answer if bypass else self._queue
-        self.queued += work.waiting  # counted now: many may arrive before the first task runs
-        work.task = asyncio.get_running_loop().create_task(run(work, caller, handler))
-        self._works.setdefault(caller, set()).add(work)
-        work.task.add_done_callback(lambda _task: self._ended(work, caller))
+        work = _Work(message, caller, handler, bypass=bypass, finishes=finishes)
+        self._works.add(work)
+        if bypass or self.in_flight < self._max_parallel:
+            self._begin(work)
+        else:
+            self.queued += 1
+            self._queue.append(work)
 
     def answerable(self, message: Message, caller: str) -> bool:
         """Whether its answer would go to nobody but its caller."""
-        return message.reply.startswith(f"{PREFIX}.re.{self._name}.{caller}.")
+        return message.reply.startswith(f"{self._addresses}{caller}.")
+
+    def answer(self, message: Message, payload: bytes) -> None:
+        """Answer at once what needs no time, no task and no place."""
+        if self.answerable(message, caller_of(message)):
+            self._reply(message, payload)
+        else:
+            self.drop(message, "reply subject is not the caller's")
+
+    def refuse(self, message: Message, error: MeshError) -> None:
+        """Answer at once that nothing will be done."""
+        self.answer(message, codec.encode(codec.error_reply(error)))
 
     def drop(self, message: Message, why: str) -> None:
         """Count a message that cannot be answered. One line a second tells of all: anybody with a
@@ -158,11 +182,25 @@ class Responder:
         stopped is code that does not await: a thread runs to its end, though nobody waits for it.
         No answer goes out: who cancels has given up.
         """
+        if not request:
+            return False
         stopped = False
-        for work in self._works.get(caller, ()):
-            if request and work.id == request and (work.waiting or not work.finishes):
-                stopped |= work.task is not None and work.task.cancel()
+        for work in [work for work in self._works if work.caller == caller]:
+            if work.id == request and not (work.begun and work.finishes):
+                stopped |= self._cancel(work)
         return stopped
+
+    def _cancel(self, work: _Work) -> bool:
+        """Whether there was anything left to stop."""
+        if work.task is None:
+            self._queue.remove(work)
+            self._works.discard(work)
+            self.queued -= 1
+            return True
+        if work.begun:
+            return work.task.cancel()
+        was_due, work.handler = work.handler is not None, None
+        return was_due  # a task that is cancelled before its first step would never clean up
 
     def _refusal(self, caller: str) -> OverloadedError | None:
         """Why this caller is not let in now. One that asks too often is nobody else's trouble: it
@@ -184,31 +222,32 @@ class Responder:
             retry_after_ms=max(_LEAST_RETRY_MS, round(wait_ms)),
         )
 
-    async def _queue(self, work: _Work, caller: str, handler: Respond) -> None:
-        async with self._slots:
-            self._left_queue(work)
-            self.in_flight += 1
-            began = self._clock.monotonic()
-            try:
-                await self._answer(work, caller, handler)
-            finally:
-                self.in_flight -= 1
+    def _begin(self, work: _Work) -> None:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        self.in_flight += not work.bypass
+        work.task = self._loop.create_task(self._run(work))
+
+    async def _run(self, work: _Work) -> None:
+        work.begun = True
+        began = self._clock.monotonic()
+        try:
+            if work.handler is not None:
+                await self._answer(work.message, work.caller, work.handler)
+        finally:
+            self._works.discard(work)
+            if not work.bypass:
                 took_ms = (self._clock.monotonic() - began) * 1000
                 self._service_ms += _SMOOTHING * (took_ms - self._service_ms)
+                self.in_flight -= 1
+                self._begin_next()
 
-    def _left_queue(self, work: _Work) -> None:
-        self.queued -= work.waiting
-        work.waiting = False
+    def _begin_next(self) -> None:
+        while self._queue and self.in_flight < self._max_parallel:
+            self.queued -= 1
+            self._begin(self._queue.popleft())
 
-    def _ended(self, work: _Work, caller: str) -> None:
-        self._left_queue(work)  # also of a task that was cancelled before its first step
-        mine = self._works[caller]
-        mine.discard(work)
-        if not mine:
-            del self._works[caller]
-
-    async def _answer(self, work: _Work, caller: str, handler: Respond) -> None:
-        message = work.message
+    async def _answer(self, message: Message, caller: str, handler: Respond) -> None:
         try:
             payload = await handler(caller)
         except MeshError as error:
@@ -233,17 +272,20 @@ class Responder:
             log.warning("mesh.serving.reply_lost", subject=message.subject, error=str(error))
 
     async def drain(self, grace_s: float) -> None:
-        """Let running handlers finish for `grace_s` seconds, then cancel what is left."""
-        if running := self._tasks():
-            await asyncio.wait(running, timeout=grace_s)
-        leftover = self._tasks()
-        for task in leftover:
-            task.cancel()
-        await asyncio.gather(*leftover, return_exceptions=True)
+        """Let what has come in finish for `grace_s` seconds, then cancel what is left."""
+        give_up = self._clock.monotonic() + grace_s
+        while running := self._tasks():  # what was queued begins when these end
+            left_s = give_up - self._clock.monotonic()
+            if left_s <= 0:
+                break
+            await asyncio.wait(running, timeout=left_s)
+        while works := list(self._works):
+            for work in works:
+                self._cancel(work)
+            await asyncio.gather(*self._tasks(), return_exceptions=True)
 
     def _tasks(self) -> list[asyncio.Task[None]]:
-        works = (work for mine in self._works.values() for work in mine)
-        return [work.task for work in works if work.task is not None]
+        return [work.task for work in self._works if work.task is not None]
 
 
 def caller_of(message: Message) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Hashable
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
@@ -18,7 +18,8 @@ from mesh.errors import (
     UnreadableReplyError,
     error_class,
 )
-from mesh.wire.messages import ErrorReply, OkReply, Reply
+from mesh.wire.messages import ErrorReply, OkReply
+from mesh.wire.messages.base import Wire
 
 T = TypeVar("T")
 
@@ -147,15 +148,23 @@ def result_of(payload: bytes, kind: type[T]) -> T:
     Raises:
         MeshError: What the peer answered with, or UnreadableReplyError.
     """
-    reply: OkReply | ErrorReply = _readable(payload, cast("type[OkReply]", Reply))
+    try:
+        reply: _Answer[T] | ErrorReply = _answers(cast("Hashable", kind)).decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # What we cannot read of a peer is its fault, not the caller's.
+        why: object = invalid(error) if isinstance(error, msgspec.ValidationError) else error
+        raise UnreadableReplyError(f"the reply cannot be read: {why}") from error
     if isinstance(reply, ErrorReply):
         raise as_error(reply)
-    return _readable(reply.result, kind)
+    return reply.result
 
 
-def _readable(payload: bytes | msgspec.Raw, kind: type[T]) -> T:
-    """A peer's reply that we cannot read is its fault, not the caller's."""
-    try:
-        return decode(payload, kind)
-    except (BadRequestError, InvalidError) as error:
-        raise UnreadableReplyError(f"the reply cannot be read: {error}") from error
+class _Answer(Wire, Generic[T], frozen=True, kw_only=True, tag="ok"):
+    """`OkReply`, with its result read at one go."""
+
+    result: T
+
+
+@functools.cache
+def _answers(kind: Hashable) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(_Answer[kind] | ErrorReply)  # type: ignore[valid-type]

@@ -15,6 +15,8 @@ RESERVED = frozenset({"srv", "js", "master", "gateway", "bridge"})
 """Names no node, application or operator may take."""
 
 NODE_VERBS = ("search", "fetch", "ping", "cancel")
+MASTERS_VERBS = ("drain", "undrain")
+"""Of a node too, but only masters may ask for them."""
 HISTORY_STREAM = "MESH_HISTORY"
 HISTORY_SUBJECTS = f"{PREFIX}.history.>"
 QUEUE_STREAM = "MESH_QUEUE"
@@ -90,6 +92,11 @@ def reply(responder: str, caller: str, connection: str, serial: str) -> str:
 def heartbeat(node: str) -> str:
     """Where a node's heartbeats go."""
     return f"{PREFIX}.hb.{token(node, 'node')}"
+
+
+def outcome(caller: str) -> str:
+    """Where a caller tells how its calls went."""
+    return f"{PREFIX}.outcome.{token(caller, 'caller')}"
 
 
 def event(node: str, name: str) -> str:

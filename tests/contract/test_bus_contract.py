@@ -15,6 +15,7 @@ from mesh.config import NatsConfig
 from mesh.errors import (
     DeadlineExceededError,
     DisconnectedError,
+    NodeGoneError,
     NoRespondersError,
     TooLargeError,
 )
@@ -449,3 +450,73 @@ async def test_closing_sends_what_is_pending(world):
     await crm.close()
     await until(lambda: heard)
     assert heard == [b"bye"]
+
+
+# -- asking without waiting ------------------------------------------------------------------------
+
+
+async def test_what_is_asked_is_sent_at_once_and_answered_in_the_future(world):
+    crm, ops = await world.bus("crm"), await world.bus("ops")
+    asked = await answer(crm)
+    pending = ops.ask(SEARCH, b"hello", responder="crm", timeout_s=LATE_S)
+    try:
+        assert await pending.future == b"hello"
+    finally:
+        pending.forget()
+    assert asked == [b"hello"]
+
+
+async def test_what_nobody_hears_and_what_nobody_answers_ends_the_future(world):
+    crm, ops = await world.bus("crm"), await world.bus("ops")
+    nobody = ops.ask(SEARCH, b"", responder="crm", timeout_s=LATE_S)
+    with pytest.raises(NoRespondersError):
+        await nobody.future
+    await collect(crm, "mesh.v1.rpc.crm.*.*")
+    silent = ops.ask(SEARCH, b"", responder="crm", timeout_s=0.05)
+    with pytest.raises(DeadlineExceededError):
+        await silent.future
+    for pending in (nobody, silent):
+        pending.forget()
+
+
+async def test_a_request_that_was_forgotten_ends_no_more(world):
+    crm, ops = await world.bus("crm"), await world.bus("ops")
+    await answer(crm)
+    pending = ops.ask(SEARCH, b"", responder="crm", timeout_s=0.05)
+    pending.forget()
+    assert await ask(ops) == b"hello"
+    await asyncio.sleep(0.1)
+    assert not pending.future.done()
+    assert ops.abandon("crm", NodeGoneError("gone")) == 0
+
+
+async def test_what_was_asked_of_one_can_be_abandoned_and_of_nobody_else(world):
+    crm, shop, ops = await world.bus("crm"), await world.bus("shop"), await world.bus("ops")
+    await collect(crm, "mesh.v1.rpc.crm.*.*")
+    held = []
+    await shop.subscribe("mesh.v1.rpc.shop.*.*", held.append)
+    lost = [asyncio.create_task(ask(ops)) for _ in range(3)]
+    other = ops.ask("mesh.v1.rpc.shop.ping.ops", b"", responder="shop", timeout_s=LATE_S)
+    await until(lambda: held)
+    assert ops.abandon("crm", NodeGoneError("gone")) == 3
+    for each in await asyncio.gather(*lost, return_exceptions=True):
+        assert isinstance(each, NodeGoneError)
+    shop.publish(held[0].reply, b"here")
+    assert await other.future == b"here"
+    other.forget()
+    assert ops.abandon("crm", NodeGoneError("gone")) == 0
+
+
+async def test_while_the_broker_is_away_nothing_is_asked_and_its_return_can_be_waited_for(frail):
+    crm, ops = await frail.bus("crm"), await frail.bus("ops")
+    assert await ops.until_connected(1.0) <= 1.0
+    await answer(crm)
+    await frail.stop()
+    with pytest.raises(DisconnectedError):
+        ops.ask(SEARCH, b"", responder="crm", timeout_s=LATE_S)
+    with pytest.raises(DisconnectedError):
+        await ops.until_connected(0.05)
+    waiting = asyncio.create_task(ops.until_connected(LATE_S))
+    await asyncio.sleep(0.05)
+    await frail.start()
+    assert 0 < await waiting < LATE_S

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import structlog
 from fakes import MemoryBroker, MemoryDoor, MemoryHistory, MemoryTrail
+from lease_fakes import MemoryBucket, MemoryDepartures
 
 from mesh import bootstrap
 from mesh.adapters.clock import SystemClock
@@ -23,11 +24,8 @@ from mesh.adapters.nats.keys import make_master
 from mesh.adapters.sealing import SeedSealer
 from mesh.adapters.sql.registry import SqlRegistry
 from mesh.config import (
-    HealthConfig,
-    MasterConfig,
     MeshConfig,
     NatsConfig,
-    RateLimitConfig,
     SecurityConfig,
 )
 from mesh.errors import (
@@ -44,7 +42,7 @@ from mesh.runtime import issued_tokens, revocations
 from mesh.runtime.access_api import AccessApi, digest_of
 from mesh.runtime.caller import Caller
 from mesh.runtime.gatekeeper import Gatekeeper
-from mesh.runtime.master import Master
+from mesh.runtime.master import BrokerControl, Master, Stores
 from mesh.runtime.registry_api import RegistryApi
 from mesh.runtime.signing_keys import KeyRing
 from mesh.types import Status
@@ -137,21 +135,14 @@ class Office:
         )
         self.master = Master(
             self.bus,
-            self.registry,
-            self.history,
+            Stores(self.registry, self.registry.tokens, self.registry.logins, self.history),
+            BrokerControl(self.door, self.door, MemoryDepartures(), MemoryBucket().lease()),
             self.clock,
-            tokens=self.registry.tokens,
-            logins=self.registry.logins,
-            doorman=self.door,
-            bouncer=self.door,
+            config=MeshConfig(security=SECURITY),
             signing=signing,
             audit=self.trail,
             check_url=self.check_url,
             seedlings=[],
-            health=HealthConfig(),
-            config=MasterConfig(),
-            security=SECURITY,
-            rate_limit=RateLimitConfig(),
             incarnation=1,
         )
         await self.master.start()

@@ -200,7 +200,11 @@ def test_a_taken_port_is_refused_by_its_number(tmp_path):
 
 
 @pytest.mark.parametrize("name", BrokerKeys.__struct_fields__)
-@pytest.mark.parametrize("wrong", ["", "x", KEYS.master[:-1], make_master().nkey, "another"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "x", KEYS.master[:-1], make_master().nkey, "another"],
+    ids=["empty", "short", "cut", "seed", "another"],
+)
 def test_a_key_that_is_missing_or_none_is_refused(tmp_path, name, wrong):
     """nats-server itself would take some of these and let everybody in."""
     if wrong == "another":  # a key, of another kind

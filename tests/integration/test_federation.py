@@ -326,7 +326,7 @@ async def test_who_did_not_answer_is_told_to_stop_and_nobody_else(mesh):
 async def test_cancelled_search_tells_every_node_that_has_not_answered(mesh):
     for slug in ("one", "two"):
         await mesh.node(slug, lambda _verb, _data: None)
-    task = asyncio.create_task(mesh.search(route("one"), route("two"), timeout_ms=30_000))
+    task = asyncio.create_task(mesh.search(route("one"), route("two"), timeout_ms=30_000, id="x"))
     async with asyncio.timeout(5):
         while len(mesh.asked) < 2:
             await asyncio.sleep(0.01)

@@ -115,16 +115,16 @@ async def test_the_same_key_runs_once_and_other_parameters_are_a_409(http):
     ("method", "path", "body", "status", "fields"),
     [
         ("POST", "/search", b"{", 400, None),
-        ("POST", "/search", {}, 422, {"query"}),
-        ("POST", "/search", {"query": "", "limit": 0, "x": 1}, 422, {"query", "limit", "x"}),
+        ("POST", "/search", {}, 422, ["query"]),
+        ("POST", "/search", {"query": "", "limit": 0, "x": 1}, 422, ["query", "limit", "x"]),
         (
             "POST",
             "/search",
             {"query": "x", "options": {"collections": ["no.Such"]}},
             422,
-            {"options.collections"},
+            ["options.collections"],
         ),
-        ("POST", "/search", {"query": "x", "options": {"nodes": ["none"]}}, 422, {"options.nodes"}),
+        ("POST", "/search", {"query": "x", "options": {"nodes": ["none"]}}, 422, ["options.nodes"]),
         ("POST", "/search", b"x" * (2 * 1024 * 1024), 413, None),
         ("POST", "/actions", {"action": "dance"}, 400, None),
         ("POST", "/actions", {"action": "index"}, 400, None),
@@ -153,7 +153,7 @@ async def test_bad_input(http, method, path, body, status, fields):  # noqa: PLR
     assert shown["reference"] == answer.headers["x-request-id"]
     assert "Traceback" not in answer.text
     if fields:
-        assert set(shown["errors"]) == fields
+        assert set(shown["errors"]) == set(fields)
 
 
 async def test_tokens_that_are_none_bad_foreign_or_too_narrow(http, mesh, base):
@@ -201,7 +201,8 @@ async def test_join_use_refresh_and_the_old_refresh_token_is_refused(mesh, base)
             return got.status_code, got.json()
 
         code, own = await status(auth["access_token"])
-        assert (code, own["circuit_breaker"]["state"]) == (200, "open")
+        assert (code, own["health"]) == (200, "unreachable")
+        assert own["circuit_breaker"]["state"] == "closed", "no call to it has failed"
         assert (await status(made.json()["api_key"]))[0] == 200
         body = {"refresh_token": auth["refresh_token"]}
         fresh = await client.post("/refresh-token", json=body)

@@ -17,10 +17,13 @@ from fakes import (
     PlainSigning,
     any_url,
 )
+from lease_fakes import MemoryBucket, MemoryDepartures
+from stepped_clock import settled
 
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.sql.registry import SqlRegistry
-from mesh.config import HealthConfig, MasterConfig, RateLimitConfig, SecurityConfig
+from mesh.config import HealthConfig, MasterConfig, MeshConfig, RateLimitConfig
+from mesh.core.leadership import Seat
 from mesh.core.route_table import RouteFollower
 from mesh.errors import (
     BadRequestError,
@@ -31,8 +34,8 @@ from mesh.errors import (
     UnavailableError,
 )
 from mesh.ports import Message
-from mesh.runtime.master import Master
-from mesh.types import ActionState, Health, Status
+from mesh.runtime.master import BrokerControl, Master, Stores
+from mesh.types import ActionState, BreakerState, Health, Status
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
     ActionInfo,
@@ -52,10 +55,12 @@ from mesh.wire.messages import (
     NodesQuery,
     NodeStats,
     NodeUpdate,
+    Outcomes,
     PingRequest,
     PingResult,
     RoutesRequest,
     RouteUpdate,
+    VerbOutcome,
 )
 
 INTERVAL = 0.05
@@ -139,6 +144,9 @@ class Mesh:
     def __init__(self, url: str) -> None:
         self.url = url
         self.door = MemoryDoor()
+        self.bucket = MemoryBucket()
+        self.departures = MemoryDepartures()
+        self.seats: list[Seat] = []
         self.signing = PlainSigning()
         self.trail = MemoryTrail()
         self.broker = MemoryBroker()
@@ -162,24 +170,21 @@ class Mesh:
         await self.master.start()
 
     def made(self, bus: MemoryBus, incarnation: int, **settings: Any) -> Master:
+        lease = self.bucket.lease()
+        self.seats.append(lease.seat)
         return Master(
             bus,
-            self.registry,
-            self.history,
+            Stores(self.registry, self.registry.tokens, self.registry.logins, self.history),
+            BrokerControl(self.door, self.door, self.departures, lease),
             SystemClock(),
-            tokens=self.registry.tokens,
-            logins=self.registry.logins,
-            doorman=self.door,
-            bouncer=self.door,
+            config=MeshConfig(
+                health=HEALTH, master=MasterConfig(snapshot_interval_s=0.2), **settings
+            ),
             signing=self.signing,
             audit=self.trail,
             check_url=any_url,
             seedlings=[],
-            health=HEALTH,
-            config=MasterConfig(snapshot_interval_s=0.2),
-            security=SecurityConfig(),
             incarnation=incarnation,
-            **{"rate_limit": RateLimitConfig()} | settings,
         )
 
     async def stop_master(self) -> None:
@@ -824,6 +829,66 @@ async def test_two_masters_answer_each_request_once(mesh):
     finally:
         await other.stop()
         await other_bus.close()
+
+
+async def test_a_second_master_follows_and_takes_over_without_a_flip(mesh):
+    """It knows the nodes already; whoever asks it before gets what the first one says."""
+    await mesh.healthy("crm")
+    other_bus = mesh.broker.bus("master")
+    other = mesh.made(other_bus, 2)
+    await other.start()
+    try:
+        assert (mesh.master.leads, other.leads) == (True, False)
+        epochs = {(await mesh.ask("routes", RoutesRequest(), RouteUpdate)).epoch for _ in range(6)}
+        assert epochs == {mesh.follower.table.epoch}
+        await until(lambda: other.membership.settled)
+        mesh.updates.clear()
+        await mesh.master._leadership.stop()
+        mesh.departures.tell("master", "Client Closed", mesh.seats[0])
+        await until(lambda: other.leads, within_s=1)
+        epoch = max(epochs)
+        await until(lambda: mesh.follower.table.epoch > epoch, within_s=1)
+        [first] = [u for u in mesh.updates if (u.epoch, u.version) == mesh.follower.table.order][:1]
+        assert first.base == 0
+        seen = {node.health for update in mesh.updates for node in update.nodes}
+        assert seen == {Health.HEALTHY}
+    finally:
+        await other.stop()
+        await other_bus.close()
+
+
+async def test_what_the_board_says_of_breakers_is_in_the_routes_and_the_figures(mesh):
+    await mesh.healthy("crm")
+    outcomes = Outcomes(
+        connection="c1",
+        verbs=[
+            VerbOutcome(
+                node="crm",
+                incarnation=1,
+                verb="search",
+                calls=30,
+                failures=30,
+                state=BreakerState.OPEN,
+            )
+        ],
+    )
+    mesh.operator.publish(subjects.outcome("ops"), codec.encode(outcomes))
+    await until(
+        lambda: (
+            (word := mesh.follower.table.nodes["crm"].breakers.get("search"))
+            and word.state is BreakerState.OPEN
+        )
+    )
+    stats = await mesh.ask("stats", b"", NodeStats)
+    assert (stats.breakers["open"], stats.callers, stats.verbs["search"].failures) == (1, 1, 30)
+
+
+async def test_a_node_whose_connection_ended_is_probed_at_once(mesh):
+    node = await mesh.healthy("crm")
+    await node.stop_serving()
+    mesh.departures.tell("crm", "Client Closed", Seat("broker", 99))
+    await settled()
+    assert mesh.record().health is Health.UNREACHABLE, "no time has passed"
 
 
 async def test_stop_leaves_nothing_behind(tmp_path):

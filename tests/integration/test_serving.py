@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 import pytest_asyncio
@@ -14,6 +15,7 @@ from mesh.config import NatsConfig
 from mesh.errors import (
     DeadlineExceededError,
     InternalError,
+    NoRespondersError,
     NotFoundError,
     OverloadedError,
     TooLargeError,
@@ -148,6 +150,36 @@ async def test_drops_beyond_number_are_a_line_a_second(pair):
             await asyncio.sleep(0.01)
     told = [line for line in lines if line["event"] == "mesh.serving.message_dropped"]
     assert 1 <= len(told) <= 5
+
+
+async def test_every_request_to_a_door_that_closes_is_answered_or_never_received(pair):
+    """What was on its way when interest was withdrawn is heard: its caller would wait in vain."""
+    crm, ops = pair
+
+    async def pong(_caller):
+        return codec.ok("pong")
+
+    responder = Responder(crm, SystemClock(), name="crm", max_parallel=8, max_queued=10_000)
+    door = await crm.subscribe(
+        "mesh.v1.rpc.crm.*.*", lambda message: responder.serve(message, pong)
+    )
+    asked = []
+
+    async def offer():
+        for _ in range(60):
+            asked.extend(asyncio.create_task(ask(ops, timeout_s=5)) for _ in range(20))
+            await asyncio.sleep(0.001)
+
+    offering = asyncio.create_task(offer())
+    await asyncio.sleep(0.03)
+    await door.unsubscribe()
+    await responder.drain(5)
+    await offering
+    ends = Counter(
+        end if isinstance(end, str) else type(end)
+        for end in await asyncio.gather(*asked, return_exceptions=True)
+    )
+    assert set(ends) == {"pong", NoRespondersError}
 
 
 async def test_drain_lets_work_finish_and_ends_what_does_not(pair):

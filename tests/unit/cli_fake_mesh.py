@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, Self
 
 from mesh import messages
+from mesh.core.route_table import RouteTable
 from mesh.errors import MeshError, NotFoundError
-from mesh.types import ActionState, Health
+from mesh.types import ActionState, BreakerState, Health
 
 START = 1_767_323_045_000  # 2026-01-02T03:04:05Z
 FAR = 4_102_444_800_000  # 2100-01-01T00:00:00Z
@@ -49,6 +49,21 @@ def waiting(name: str, **fields: Any) -> messages.PendingNode:
         "last_seen": START,
     }
     return messages.PendingNode(**(known | fields))
+
+
+def breaker(node: str, verb: str, **fields: Any) -> messages.BreakerInfo:
+    known = {
+        "node": node,
+        "verb": verb,
+        "state": BreakerState.CLOSED,
+        "reason": "",
+        "until": 0,
+        "calls": 20,
+        "failures": 0,
+        "callers": 2,
+        "open_at": 0,
+    }
+    return messages.BreakerInfo(**(known | fields))
 
 
 class FakeAccess:
@@ -129,6 +144,19 @@ class FakeAccess:
         return messages.SigningKeyList(keys=self.ring)
 
 
+def route(node: messages.NodeRecord, **fields: Any) -> messages.RouteNode:
+    known = {
+        "slug": node.slug,
+        "name": node.name,
+        "status": node.status,
+        "health": node.health,
+        "reason": node.reason,
+        "weight": node.weight,
+        "collections": node.collections,
+    }
+    return messages.RouteNode(**(known | fields))
+
+
 class FakeMesh:
     """Records what it is asked; answers with what the test put into it."""
 
@@ -140,6 +168,16 @@ class FakeMesh:
         self.outcomes: dict[str, Any] = {}
         self.failure: MeshError | None = None
         self.epoch = 1
+        self.blind = False
+        self.routed: dict[str, messages.RouteNode] = {}
+        """Routes that say more than the records do."""
+        self.known_breakers: list[messages.BreakerInfo] = []
+        self.explanations: list[messages.Explanation | MeshError] = []
+        """The answers, one after the other; the last one again and again."""
+        self.drained: list[messages.NodeRecord] = []
+        """What is seen of a node that is drained, look after look; the last one again and again."""
+        self.replica = "crm"
+        """Who answers for any shard."""
         self.found: messages.SearchResult | None = None
         self.page = messages.HistoryPage(actions=[], total=0)
         self.probed: messages.NodeRecord | None = None
@@ -154,8 +192,9 @@ class FakeMesh:
         pass
 
     @property
-    def routes(self) -> SimpleNamespace:
-        return SimpleNamespace(epoch=self.epoch, nodes={node.slug: node for node in self.records})
+    def routes(self) -> RouteTable:
+        nodes = [self.routed.get(node.slug) or route(node) for node in self.records]
+        return RouteTable(epoch=self.epoch, version=1, nodes=nodes, blind=self.blind)
 
     def named(self, name: str) -> list[Any]:
         return [arguments for call, arguments in self.calls if call == name]
@@ -163,6 +202,9 @@ class FakeMesh:
     async def nodes(self, *, node="", status=None, type=""):  # noqa: A002
         self.calls.append(("nodes", {"node": node, "status": status, "type": type}))
         if node:
+            if self.drained:
+                seen = self.drained[0] if len(self.drained) == 1 else self.drained.pop(0)
+                return messages.NodeList(nodes=[seen])
             for known in self.records:
                 if node in {known.slug, known.id}:
                     return messages.NodeList(nodes=[known])
@@ -186,6 +228,35 @@ class FakeMesh:
         self.calls.append(("probe", node))
         return self.probed or record(node)
 
+    async def drain_node(self, node):
+        self.calls.append(("drain", node))
+        return (await self.nodes(node=node)).nodes[0]
+
+    async def undrain_node(self, node):
+        self.calls.append(("undrain", node))
+        return record(node)
+
+    async def breakers(self, node=None):
+        self.calls.append(("breakers", node))
+        found = [seen for seen in self.known_breakers if node in {None, seen.node}]
+        return messages.BreakerList(breakers=found)
+
+    async def reset_breakers(self, node, verb=None):
+        self.calls.append(("reset", (node, verb)))
+        found = [
+            breaker(seen.node, seen.verb)
+            for seen in self.known_breakers
+            if seen.node == node and verb in {None, seen.verb}
+        ]
+        return messages.BreakerList(breakers=found)
+
+    async def explain(self, request_id):
+        self.calls.append(("explain", request_id))
+        found = self.explanations[0] if len(self.explanations) == 1 else self.explanations.pop(0)
+        if isinstance(found, MeshError):
+            raise found
+        return found
+
     async def stats(self):
         return messages.NodeStats(
             total=3,
@@ -198,6 +269,9 @@ class FakeMesh:
             by_health={"healthy": 2, "unreachable": 1},
             collections=4,
             documents=1234,
+            verbs={"search": messages.VerbFigures(calls=60, per_s=1.0, p50_ms=4.0, p99_ms=40.0)},
+            breakers={"open": 1, "half_open": 0},
+            callers=3,
         )
 
     async def ping(self, node, *, timeout_s=1.0):
@@ -205,6 +279,12 @@ class FakeMesh:
         if node in self.ping_errors:
             raise self.ping_errors[node]
         return messages.PingResult(node=node, incarnation=1), 1.234
+
+    async def ping_shard(self, shard, *, timeout_s=1.0):
+        self.calls.append(("ping shard", (shard, timeout_s)))
+        if shard in self.ping_errors:
+            raise self.ping_errors[shard]
+        return messages.PingResult(node=self.replica, incarnation=1), 2.345
 
     async def search(self, query, **options):
         self.calls.append(("search", {"query": query, **options}))

@@ -176,3 +176,15 @@ def test_an_address_that_cannot_be_is_wrong_usage_and_shows_no_password(capsys):
     told = capsys.readouterr()
     assert "--url" in told.err
     assert "geheim" not in told.err + told.out
+
+
+def test_an_open_breaker_says_when_it_is_tried_again(capsys):
+    error = errors.CircuitOpenError("search: not sent", retry_after_ms=1001)
+
+    assert guard(failing(error), as_json=False, debug=False) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: search: not sent",
+        "  tried again in 2 s",
+    ]
+    assert guard(failing(error), as_json=True, debug=False) == 1
+    assert json.loads(capsys.readouterr().out)["retry_after_ms"] == 1001

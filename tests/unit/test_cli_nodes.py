@@ -5,13 +5,13 @@ import io
 import json
 
 import pytest
-from cli_fake_mesh import START, FakeMesh, record
+from cli_fake_mesh import START, FakeMesh, breaker, record
 
 from cli import connection
-from cli.meshctl import monitor
+from cli.meshctl import draining, recovery
 from cli.meshctl.app import run
 from mesh import errors, messages
-from mesh.types import Health, Status
+from mesh.types import BreakerState, Health, Status
 
 
 @pytest.fixture
@@ -21,7 +21,9 @@ def mesh(monkeypatch):
         record("shop", health=Health.UNREACHABLE, reason="no heartbeat", failures=3),
     )
     monkeypatch.setattr(connection, "connect", lambda _options: fake)
-    monkeypatch.setattr(monitor, "RECOVERY_WAIT_S", 0)
+    monkeypatch.setattr(recovery, "WAIT_S", 0)
+    monkeypatch.setattr(draining, "LOOK_S", 0)
+    monkeypatch.setattr(draining, "SETTLED_S", 0)
     return fake
 
 
@@ -164,6 +166,9 @@ def test_stats(mesh, capsys):
     assert shown["active"] == "2"
     assert shown["avg response ms"] == "2.3"
     assert shown["by health"] == "healthy 2, unreachable 1"
+    assert shown["breakers"] == "open 1, half open 0"
+    assert shown["callers"] == "3"
+    assert shown["search"].split() == ["60", "0", "1.0", "4.0", "-", "40.0", "0", "0"]
     run(["nodes", "stats", "--json"])
     assert answer(capsys) == {
         "total": 3,
@@ -177,6 +182,20 @@ def test_stats(mesh, capsys):
         "collections": 4,
         "documents": 1234,
         "blind": False,
+        "verbs": {
+            "search": {
+                "calls": 60,
+                "failures": 0,
+                "per_s": 1.0,
+                "p50_ms": 4.0,
+                "p95_ms": 0.0,
+                "p99_ms": 40.0,
+                "retried": 0,
+                "hedged": 0,
+            }
+        },
+        "breakers": {"open": 1, "half_open": 0},
+        "callers": 3,
     }
 
 
@@ -216,6 +235,7 @@ def test_ping_shows_each_and_fails_if_one_does(mesh, capsys):
             "ok": True,
             "result": "ok",
             "round_trip_ms": 1.234,
+            "shard": None,
         },
         {
             "node": "shop",
@@ -223,6 +243,7 @@ def test_ping_shows_each_and_fails_if_one_does(mesh, capsys):
             "ok": False,
             "result": "nobody listens",
             "round_trip_ms": None,
+            "shard": None,
         },
     ]
 
@@ -230,6 +251,29 @@ def test_ping_shows_each_and_fails_if_one_does(mesh, capsys):
 def test_ping_takes_an_id_for_a_slug(mesh, capsys):
     assert run(["nodes", "ping", "id-crm", "--timeout", "0.5"]) == 0
     assert mesh.named("ping") == [("crm", 0.5)]
+
+
+def test_ping_of_a_shard_says_who_answered(mesh, capsys):
+    assert run(["nodes", "ping", "--shard", "eu", "--timeout", "0.5"]) == 0
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split()[:2] == ["SHARD", "NODE"]
+    assert row.split() == ["eu", "crm", "active", "ok", "2.35"]
+    assert mesh.named("ping shard") == [("eu", 0.5)]
+
+    mesh.ping_errors["us"] = errors.CircuitOpenError("all of its replicas fail")
+    assert run(["nodes", "ping", "--shard", "us", "--json"]) == 1
+    assert answer(capsys)["nodes"] == [
+        {
+            "node": "",
+            "status": "-",
+            "ok": False,
+            "result": "all of its replicas fail",
+            "round_trip_ms": None,
+            "shard": "us",
+        }
+    ]
+    mesh.ping_errors["none"] = errors.NotFoundError("no such shard")
+    assert run(["nodes", "ping", "--shard", "none"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -246,7 +290,9 @@ def test_ping_stops_at_what_is_no_nodes_fault(mesh, error, code):
     assert run(["nodes", "ping", "crm"]) == code
 
 
-@pytest.mark.parametrize("typed", [[], ["crm", "--all"]])
+@pytest.mark.parametrize(
+    "typed", [[], ["crm", "--all"], ["crm", "--shard", "eu"], ["--all", "--shard", "eu"]]
+)
 def test_ping_wants_either_nodes_or_all(mesh, typed):
     assert run(["nodes", "ping", *typed]) == 2
     assert not mesh.calls
@@ -271,10 +317,45 @@ def test_monitor_recovers_what_is_not_well(mesh, capsys):
     seen = answer(capsys)
     assert mesh.named("probe") == ["shop", "kb"]
     assert seen["recoveries"] == [
-        {"node": "shop", "recovered": True, "message": "healthy again"},
-        {"node": "kb", "recovered": False, "message": "does not answer, healthy"},
+        {"node": "shop", "recovered": True, "message": "healthy again", "reset": []},
+        {"node": "kb", "recovered": False, "message": "does not answer, healthy", "reset": []},
     ]
     assert [node["ok"] for node in seen["nodes"]] == [True, True, False]
+
+
+def test_monitor_shows_breakers_and_closes_those_of_nodes_that_answer(mesh, capsys):
+    mesh.known_breakers = [
+        breaker("crm", "search", state=BreakerState.OPEN, open_at=2),
+        breaker("crm", "fetch", open_at=1),
+        breaker("crm", "ping"),
+        breaker("shop", "search", state=BreakerState.HALF_OPEN),
+    ]
+    mesh.ping_errors["shop"] = errors.NoRespondersError("nobody")
+
+    assert run(["nodes", "monitor", "--once"]) == 0
+    assert not mesh.named("reset"), "it was not asked to recover anything"
+    shown = capsys.readouterr().out
+    assert "search open" in shown
+    assert "search half open" in shown
+
+    assert run(["nodes", "monitor", "--once", "--auto-recover", "--json"]) == 0
+    seen = answer(capsys)
+    assert [node["breakers"] for node in seen["nodes"]] == [
+        {"search": "open"},
+        {"search": "half_open"},
+    ]
+    assert mesh.named("reset") == [("crm", None)], "a node that does not answer is not trusted"
+    crm, shop = seen["recoveries"]
+    assert (crm["recovered"], crm["reset"]) == (True, ["search", "fetch"])
+    assert "breakers reset: search, fetch" in crm["message"]
+    assert (shop["recovered"], shop["reset"]) == (False, [])
+
+
+def test_monitor_leaves_alone_what_an_operator_drains(mesh):
+    mesh.records[:] = [record("crm", health=Health.DRAINING)]
+
+    assert run(["nodes", "monitor", "--once", "--auto-recover"]) == 0
+    assert not mesh.named("probe")
 
 
 def test_monitor_survives_a_failing_probe(mesh, capsys):
@@ -340,3 +421,72 @@ def test_list_watch_shows_it_again_until_ctrl_c(mesh, capsys, monkeypatch):
 
     assert run(["nodes", "list", "--watch", "--json"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+# -- drain -----------------------------------------------------------------------------------------
+
+
+def seen(*looks):
+    return [record("crm", **look) for look in looks]
+
+
+def test_drain_says_what_happened(mesh, capsys):
+    mesh.drained = seen({"health": Health.DRAINING, "in_flight": 2, "queued": 1})
+
+    assert run(["nodes", "drain", "crm"]) == 0
+    captured = capsys.readouterr()
+    assert "crm takes no new work any more" in captured.out
+    assert "2 running, 1 waiting" in captured.out
+    assert mesh.named("drain") == ["crm"]
+
+
+def test_drain_waits_until_nothing_runs(mesh, capsys):
+    draining = {"health": Health.DRAINING}
+    mesh.drained = seen(draining | {"in_flight": 2}, draining | {"in_flight": 1}, draining)
+
+    assert run(["nodes", "drain", "crm", "--wait", "30"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == "nothing runs on it: it can be stopped"
+    assert captured.err.splitlines() == ["crm: 2 running", "crm: 1 running", "crm: 0 running"]
+
+
+@pytest.mark.parametrize(
+    ("look", "idle", "code"),
+    [
+        ({"health": Health.DRAINING, "in_flight": 1}, False, 1),
+        ({"health": Health.HEALTHY, "in_flight": 1}, False, 1),
+        ({"health": Health.UNREACHABLE, "in_flight": 1}, True, 0),
+    ],
+    ids=["too-long", "undrained", "stopped"],
+)
+def test_drain_ends_also_otherwise(mesh, capsys, look, idle, code):
+    mesh.drained = seen(look)
+
+    assert run(["nodes", "drain", "crm", "--wait", "0.1", "--json"]) == code
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["idle"] is idle
+    assert captured.err == ""
+
+
+def test_drain_that_nobody_waits_for_any_more_says_that_it_goes_on(mesh, capsys, monkeypatch):
+    async def pause(_seconds):
+        raise KeyboardInterrupt
+
+    mesh.drained = seen({"health": Health.DRAINING, "in_flight": 1})
+    monkeypatch.setattr(asyncio, "sleep", pause)
+
+    assert run(["nodes", "drain", "crm", "--wait", "30"]) == 130
+    assert "meshctl nodes undrain crm" in capsys.readouterr().err
+
+
+def test_drain_of_an_unknown_node_is_wrong_input(mesh, capsys):
+    assert run(["nodes", "drain", "nope", "--json"]) == 2
+    assert answer(capsys)["kind"] == "not_found"
+
+
+def test_undrain(mesh, capsys):
+    assert run(["nodes", "undrain", "crm"]) == 0
+    assert "takes work again" in capsys.readouterr().out
+    assert run(["nodes", "undrain", "crm", "--json"]) == 0
+    assert answer(capsys)["node"]["slug"] == "crm"
+    assert mesh.named("undrain") == ["crm", "crm"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 
+import msgspec
 import pytest
 from cli_fake_mesh import FakeMesh, record
 
@@ -180,7 +181,9 @@ def test_the_querys_words_are_highlighted_on_a_terminal(mesh, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
 
+    mesh.found = msgspec.structs.replace(mesh.found, id="r1")
     run(["search", "dates? string a"])
+    assert "meshctl explain r1" in terminal.getvalue()
     assert "\x1b[1;33mstring\x1b[0m" in terminal.getvalue()
     assert "[1;33mdate" not in terminal.getvalue()
 

@@ -10,6 +10,8 @@ from mesh.core.failure_detector import (
     BeatEchoed,
     BrokerFound,
     BrokerLost,
+    ConnectionLost,
+    Doubted,
     Effect,
     FailureDetector,
     HeartbeatReceived,
@@ -116,7 +118,7 @@ def test_beats_without_a_serving_connection_are_unreachable_until_a_probe_is_ans
     for _ in range(5):
         effects = world.beat() + world.wait(1)
         assert world.of_a is Health.UNREACHABLE
-        probes += effects.count(ProbeNode("a"))
+        probes += effects.count(ProbeNode("a")) + effects.count(ProbeNode("a", again=True))
         world.tell(ProbeFailed("a", no_responders=True))
     assert 4 <= probes <= 6, "probed again, about once per interval"
     assert world.tell(ProbeAnswered("a", FIRST_LIFE)) == [SetHealth("a", Health.HEALTHY, "")]
@@ -210,7 +212,7 @@ def test_a_node_that_answers_but_does_not_beat_stays_suspect_and_is_asked_again(
     world.healthy()
     for _ in range(6):
         effects = world.wait(1)
-        if ProbeNode("a") in effects:
+        if {ProbeNode("a"), ProbeNode("a", again=True)} & {*effects}:
             world.tell(ProbeAnswered("a", FIRST_LIFE))
     assert world.of_a is Health.SUSPECT
     world.wait(3.1)
@@ -311,6 +313,177 @@ def test_beats_tells_whom_a_routine_ping_makes_sense_for(world):
     assert world.detector.beats("a", world.now)
     world.wait(1.6)
     assert not world.detector.beats("a", world.now)
+
+
+# -- what others notice ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", [ConnectionLost("a"), Doubted("a")])
+def test_a_node_that_others_doubt_is_probed_at_once_and_dead_if_nobody_listens(world, event):
+    world.healthy()
+    assert world.tell(event) == [ProbeNode("a")], "asked, not judged"
+    assert world.of_a is Health.HEALTHY
+    assert world.tell(ProbeFailed("a", no_responders=True))[0] == SetHealth(
+        "a", Health.UNREACHABLE, fd.NOBODY_LISTENS
+    )
+
+
+def test_each_doubt_is_a_question_of_its_own(world):
+    """A process has two connections: a probe after the first may still go down with the second."""
+    world.healthy()
+    for _ in range(3):
+        assert world.tell(ConnectionLost("a")) == [ProbeNode("a")]
+
+
+def test_a_doubted_node_that_answers_goes_on(world):
+    world.healthy()
+    world.tell(ConnectionLost("a"))
+    assert world.tell(ProbeAnswered("a", FIRST_LIFE)) == []
+    assert world.of_a is Health.HEALTHY
+
+
+def test_nobody_doubts_who_is_known_to_be_away(world):
+    world.tell(NodeKnown("a", FIRST_LIFE))
+    assert world.tell(ConnectionLost("a")) == world.tell(Doubted("nobody")) == []
+    world.healthy()
+    world.tell(NodeStopped("a", FIRST_LIFE))
+    assert world.tell(ConnectionLost("a")) == world.tell(Doubted("a")) == []
+
+
+def test_a_blind_master_asks_nobody(world):
+    world.healthy()
+    world.tell(BrokerLost())
+    assert world.tell(ConnectionLost("a")) == world.tell(Doubted("a")) == []
+
+
+def test_a_storm_of_hang_ups_while_the_broker_restarts_is_no_mass_death(world):
+    """Everybody has to log in again: until then that nobody listens proves nothing."""
+    names = [f"n{number}" for number in range(1000)]
+    for name in names:
+        world.tell(HeartbeatReceived(name, 1, 1))
+        world.tell(ProbeAnswered(name, 1))
+    asked = [effect for name in names for effect in world.tell(ConnectionLost(name))]
+    assert len(asked) == len(names)
+    world.tell(BrokerLost())
+    for name in names:
+        assert world.tell(ProbeFailed(name, no_responders=True)) == []
+    world.now += 1
+    world.tell(BrokerFound())
+    world.tell(BeatEchoed())
+    for name in names:
+        assert world.tell(Doubted(name)) == [ProbeNode(name)]
+        assert world.tell(ProbeFailed(name, no_responders=True)) == [ProbeNode(name)]
+    effects = world.wait(1.1)
+    assert effects.count(ProbeNode("n0", again=True)) == 1, "asked again until it is sure"
+    for number, name in enumerate(names):
+        world.tell(HeartbeatReceived(name, 1, 2))
+        if number % 2:
+            world.tell(ProbeAnswered(name, 1))
+    assert {health for health, _ in world.health.values()} == {Health.HEALTHY}
+    effects = world.tell(ProbeFailed("n1", no_responders=True))
+    assert world.health["n1"] == (Health.UNREACHABLE, fd.NOBODY_LISTENS), "it was back already"
+    for _ in range(6):
+        for name in names:
+            world.tell(HeartbeatReceived(name, 1, round(world.now)))
+        world.wait(1)
+    world.tell(ProbeFailed("n2", no_responders=True))
+    assert world.health["n2"] == (Health.UNREACHABLE, fd.NOBODY_LISTENS), "it had its time"
+
+
+def test_who_is_not_back_after_an_outage_gets_the_time_to_log_in(world):
+    world.healthy()
+    world.tell(BrokerLost())
+    world.wait(5, echo=False)
+    world.tell(BrokerFound())
+    world.tell(BeatEchoed())
+    world.wait(5.8)
+    assert world.of_a is Health.SUSPECT
+    world.wait(0.4)
+    assert world.health["a"] == (Health.UNREACHABLE, fd.SILENT)
+
+
+# -- flapping --------------------------------------------------------------------------------------
+
+
+def fall(world: World, life: int) -> None:
+    world.tell(ConnectionLost("a"))
+    world.tell(ProbeFailed("a", no_responders=True))
+    assert world.of_a is Health.UNREACHABLE
+    world.beat(life)
+    world.tell(ProbeAnswered("a", life))
+
+
+def waited(world: World, life: int) -> int:
+    """Seconds until it is used again, while it beats."""
+    for second in range(100):
+        if world.of_a is Health.HEALTHY:
+            return second
+        assert world.of_a is Health.UNREACHABLE
+        assert world.health["a"][1].startswith(fd.FLAPPING)
+        world.beat(life)
+        world.wait(1)
+    raise AssertionError("never")
+
+
+def test_who_falls_again_and_again_waits_longer_and_longer(world):
+    world.healthy()
+    waits = []
+    for life in range(FIRST_LIFE + 1, FIRST_LIFE + 8):
+        fall(world, life)
+        waits.append(waited(world, life))
+    assert waits[:6] == pytest.approx([0, 0, 2, 4, 8, 16], abs=1)
+    fall(world, 999)
+    assert world.health["a"] == (
+        Health.UNREACHABLE,
+        "flapping: it fell 8 times within 120 s and waits 60 s",
+    )
+
+
+def test_a_restart_that_nobody_saw_is_a_fall_too(world):
+    world.healthy()
+    for life in range(1, 4):
+        world.beat(FIRST_LIFE + life)
+        world.tell(ProbeAnswered("a", FIRST_LIFE + life))
+    assert world.health["a"][1].startswith(fd.FLAPPING)
+
+
+@pytest.mark.parametrize("closed_first", [False, True])
+def test_goodbyes_are_no_falls(world, closed_first):
+    world.healthy()
+    for life in range(FIRST_LIFE, FIRST_LIFE + 10):
+        if closed_first:  # the broker tells of the first connection before the goodbye is heard
+            world.tell(ConnectionLost("a"))
+            world.tell(ProbeFailed("a", no_responders=True))
+        world.tell(NodeStopped("a", life))
+        world.tell(ConnectionLost("a"))
+        world.beat(life + 1)
+        world.tell(ProbeAnswered("a", life + 1))
+        assert world.of_a is Health.HEALTHY
+
+
+def test_who_falls_while_it_waits_begins_anew(world):
+    world.healthy()
+    for life in range(1, 4):
+        fall(world, life + FIRST_LIFE)
+    assert "waits 2 s" in world.health["a"][1]
+    world.wait(3.5)
+    assert world.health["a"] == (Health.UNREACHABLE, fd.SILENT)
+    world.beat(200)
+    world.tell(ProbeAnswered("a", 200))
+    assert "4 times" in world.health["a"][1]
+    assert "waits 4 s" in world.health["a"][1]
+
+
+def test_a_node_that_loses_the_broker_with_everybody_else_has_not_fallen(world):
+    world.healthy()
+    for _ in range(5):
+        world.tell(BrokerLost())
+        world.wait(1, echo=False)
+        world.tell(BrokerFound())
+        world.tell(BeatEchoed())
+        world.beat()
+        world.tell(ProbeAnswered("a", FIRST_LIFE))
+        assert world.of_a is Health.HEALTHY
 
 
 def test_the_clock_may_begin_at_zero():

@@ -1,10 +1,11 @@
-"""The detector against a simulated mesh: nodes that beat, stall, lose their serving connection,
-hang, die and come back, a broker that comes and goes, and messages of lives long over.
+"""The detector against a simulated mesh: nodes that beat, lose their serving connection, hang, die
+and come back, a broker that comes and goes and tells who hung up, callers who doubt, and messages
+of lives long over.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -30,6 +31,7 @@ UNREACHABLE = CONFIG.unreachable_after_intervals * INTERVAL
 SLACK = 2 * TICK + 1e-6  # ticks add up to a little more than they should
 PROBE_TIMEOUT = 0.5
 PING_EVERY = 5.0
+RELOGIN = 2 * UNREACHABLE
 
 
 @dataclass
@@ -48,6 +50,12 @@ class Simulated:
     deaf_s: float = 0.0
     next_ping: float = 0.0
     probe_due: float | None = None
+    heard_at: float = float("-inf")
+    answered_at: float = float("-inf")
+    hung_up_s: float | None = None
+    """Since the broker told that its connections are gone, as far as probes could tell."""
+    mishaps: list[float] = field(default_factory=list)
+    """Whatever may have made it fall, in all of its lives."""
 
 
 class Mesh(RuleBasedStateMachine):
@@ -59,12 +67,15 @@ class Mesh(RuleBasedStateMachine):
         self.now = 0.0
         self.nodes = {name: Simulated() for name in NODES}
         self.health: dict[str, Health] = {}
+        self.reason: dict[str, str] = {}
         self.connected = True
         self.delivering = True
         self.blind = True
         self.next_echo = 0.0
         self.unechoed_s = 0.0
         self.lives = 0
+        self.outage = False
+        self.relogins_until = self.sighted_at = float("-inf")
 
     # -- what happens --------------------------------------------------------------------------
 
@@ -77,20 +88,72 @@ class Mesh(RuleBasedStateMachine):
     def start(self, name: str) -> None:
         """Also a restart without a goodbye."""
         self.lives += 1
+        before = self.nodes[name]
+        if before.running:
+            before.mishaps.append(self.now)
         self.nodes[name] = Simulated(
             life=self.lives,
             running=True,
             next_beat=self.now,
-            silent_s=self.nodes[name].silent_s,
+            silent_s=before.silent_s,
+            mishaps=before.mishaps,
         )
 
     @rule(name=st.sampled_from(NODES))
     def kill(self, name: str) -> None:
-        self.nodes[name].running = False
+        """The broker tells, of both connections, if it is there."""
+        node = self.nodes[name]
+        if not node.running:
+            return
+        node.running = False
+        node.mishaps.append(self.now)
+        if self.reachable:
+            node.hung_up_s = None if self.blind else 0.0
+            self.tell(fd.ConnectionLost(name))
+            self.tell(fd.ConnectionLost(name))
+
+    @rule(name=st.sampled_from(NODES))
+    def one_connection_breaks_and_is_back(self, name: str) -> None:
+        self.tell(fd.ConnectionLost(name))
+
+    @rule(name=st.sampled_from(NODES))
+    def callers_doubt(self, name: str) -> None:
+        self.tell(fd.Doubted(name))
+
+    @rule(name=st.sampled_from(NODES))
+    def crash_and_come_back_again_and_again(self, name: str) -> None:
+        for _ in range(CONFIG.flap_after + 1):
+            self.start(name)
+            self.pass_time(15)
+            self.kill(name)
+        self.start(name)
+        self.pass_time(60)
+
+    @rule(name=st.sampled_from(NODES), doors_first=st.booleans())
+    def restart_politely_again_and_again(self, name: str, doors_first: bool) -> None:
+        for _ in range(CONFIG.flap_after + 1):
+            self.start(name)
+            self.pass_time(15)
+            self.say_goodbye(name, doors_first=doors_first)
+        self.start(name)
+        self.pass_time(15)
+
+    @rule(name=st.sampled_from(NODES))
+    def fall_silent_and_come_back_in_two_steps(self, name: str) -> None:
+        """One fall each time: it was not at work in between."""
+        for _ in range(CONFIG.flap_after - 1):
+            self.hang(name)
+            self.pass_time(35)
+            self.serving_connection(name, serving=False)
+            self.go_on(name)
+            self.pass_time(15)
+            self.serving_connection(name, serving=True)
+            self.pass_time(15)
 
     @rule(name=st.sampled_from(NODES))
     def hang(self, name: str) -> None:
         self.nodes[name].hung = True
+        self.nodes[name].mishaps.append(self.now)
 
     @rule(name=st.sampled_from(NODES))
     def go_on(self, name: str) -> None:
@@ -101,20 +164,26 @@ class Mesh(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NODES), serving=st.booleans())
     def serving_connection(self, name: str, serving: bool) -> None:
         self.nodes[name].serving = serving
+        if not serving and self.at_work(name):
+            self.nodes[name].mishaps.append(self.now)
 
     @rule(name=st.sampled_from(NODES))
     def serving_connection_is_away_for_a_while(self, name: str) -> None:
-        self.nodes[name].serving = False
+        self.serving_connection(name, serving=False)
         self.pass_time(70)
         self.nodes[name].serving = True
         self.pass_time(35)
 
-    @rule(name=st.sampled_from(NODES))
-    def say_goodbye(self, name: str) -> None:
+    @rule(name=st.sampled_from(NODES), doors_first=st.booleans())
+    def say_goodbye(self, name: str, doors_first: bool) -> None:
         node = self.nodes[name]
         if node.running and not node.hung and self.reachable:
             node.running = False
+            if doors_first:  # a probe may find its doors closed before its goodbye is heard
+                self.tell(fd.ConnectionLost(name))
+                self.pass_time(2)
             self.tell(fd.NodeStopped(name, node.life))
+            self.tell(fd.ConnectionLost(name))
 
     @rule(name=st.sampled_from(NODES), back=st.integers(1, 3), lag=st.booleans())
     def an_older_life_speaks(self, name: str, back: int, lag: bool) -> None:
@@ -138,7 +207,7 @@ class Mesh(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.connected)
     def broker_dies(self) -> None:
-        self.connected = False
+        self.connected, self.outage = False, True
         self.tell(fd.BrokerLost())
 
     @rule()
@@ -167,6 +236,10 @@ class Mesh(RuleBasedStateMachine):
         for _ in range(ticks):
             self.tick()
 
+    def at_work(self, name: str) -> bool:
+        waits = self.reason.get(name, "").startswith(fd.FLAPPING)
+        return waits or self.health.get(name) is not Health.UNREACHABLE
+
     # -- the world -----------------------------------------------------------------------------
 
     @property
@@ -188,6 +261,9 @@ class Mesh(RuleBasedStateMachine):
             node.silent_s = 0.0 if self.blind else node.silent_s + TICK
             if node.sequence:
                 node.unbeaten_s = 0.0 if self.blind else node.unbeaten_s + TICK
+            if node.hung_up_s is not None:
+                clear = self.reachable and not self.blind and not self.unproven(node)
+                node.hung_up_s = node.hung_up_s + TICK if clear else None
         self.check_promises()
 
     def live(self, name: str, node: Simulated) -> None:
@@ -196,6 +272,7 @@ class Mesh(RuleBasedStateMachine):
             if self.reachable:
                 node.sequence += 1
                 node.silent_s = node.unbeaten_s = 0.0
+                node.heard_at = self.now
                 self.tell(fd.HeartbeatReceived(name, node.life, node.sequence, lag_s=0.01))
         if node.probe_due is not None:
             self.answer(name, node)
@@ -225,6 +302,7 @@ class Mesh(RuleBasedStateMachine):
         elif not node.hung:
             node.probe_due = None
             node.silent_s = 0.0
+            node.heard_at = node.answered_at = self.now
             self.tell(fd.ProbeAnswered(name, node.life))
         elif self.now >= node.probe_due:
             node.probe_due = None
@@ -237,9 +315,17 @@ class Mesh(RuleBasedStateMachine):
                 case fd.SetBlind(blind):
                     assert blind is not self.blind, "told twice"
                     self.blind = blind
+                    if not blind:
+                        if self.outage and self.sighted_at > float("-inf"):
+                            self.relogins_until = self.now + RELOGIN
+                        self.outage, self.sighted_at = False, self.now
+                        for each in self.nodes.values():
+                            each.silent_s = 0.0
+                            each.unbeaten_s = 0.0 if each.sequence else each.unbeaten_s
                 case fd.SetHealth(name, health, reason):
                     assert not self.blind, f"{name} declared {health} while blind"
                     self.health[name] = health
+                    self.reason[name] = reason
                     self.check(reason, event, self.nodes[name])
                 case fd.ProbeNode(name):
                     assert not self.blind, "probed while blind"
@@ -255,11 +341,21 @@ class Mesh(RuleBasedStateMachine):
                 assert node.unbeaten_s > SUSPECT - SLACK, node
             case fd.SILENT:
                 assert node.silent_s > UNREACHABLE - SLACK, node
+                assert not self.unproven(node, node.heard_at), node
             case fd.NOBODY_LISTENS:
                 assert isinstance(event, fd.ProbeFailed), event
                 assert event.no_responders
+                assert not self.unproven(node, node.answered_at), node
             case fd.STOPPED:
                 assert isinstance(event, (fd.NodeStopped, fd.BeatEchoed)), event
+            case _ if reason.startswith(fd.FLAPPING):
+                recent = [at for at in node.mishaps if self.now - at < CONFIG.flap_window_s + 10]
+                assert len(recent) >= CONFIG.flap_after, (reason, node)
+
+    def unproven(self, node: Simulated, sign_at: float | None = None) -> bool:
+        """After an outage of the broker everybody gets the time to log in again."""
+        at = node.answered_at if sign_at is None else sign_at
+        return at < self.sighted_at and self.now < self.relogins_until - SLACK
 
     # -- what must hold ------------------------------------------------------------------------
 
@@ -270,6 +366,7 @@ class Mesh(RuleBasedStateMachine):
         self.who_beats_but_does_not_listen_is_unreachable()
         self.who_is_silent_is_unreachable()
         self.silence_is_suspect_in_time()
+        self.who_hung_up_is_unreachable_at_once()
 
     def it_knows_whether_it_sees(self) -> None:
         assert self.blind is self.detector.blind
@@ -280,11 +377,15 @@ class Mesh(RuleBasedStateMachine):
         """A beat to be seen, at most a running probe to end, and a probe of its own."""
         for name, node in self.nodes.items():
             long = 2 * INTERVAL + PROBE_TIMEOUT + SLACK
+            if self.reason.get(name, "").startswith(fd.FLAPPING):
+                long += CONFIG.rejoin_most_s
             if self.well(node) and node.serving and node.well_s > long:
                 assert self.health.get(name) is Health.HEALTHY, (name, node)
 
     def who_beats_but_does_not_listen_is_unreachable(self) -> None:
         for name, node in self.nodes.items():
+            if self.now < self.relogins_until + INTERVAL + SLACK:
+                continue
             long = PING_EVERY + INTERVAL + PROBE_TIMEOUT + SLACK
             if self.well(node) and not node.serving and node.deaf_s > long:
                 assert self.health.get(name) is Health.UNREACHABLE, (name, node)
@@ -293,6 +394,8 @@ class Mesh(RuleBasedStateMachine):
         for name, node in self.nodes.items():
             if name in self.health and not self.blind and node.sequence == 0 and node.life:
                 continue  # this life has not been heard: the one before it is judged
+            if node.heard_at < self.sighted_at and self.now < self.relogins_until + SLACK:
+                continue
             if name in self.health and not self.blind and node.silent_s > UNREACHABLE + SLACK:
                 assert self.health[name] is Health.UNREACHABLE, (name, node)
 
@@ -300,6 +403,11 @@ class Mesh(RuleBasedStateMachine):
         for name, node in self.nodes.items():
             if name in self.health and not self.blind and node.silent_s > SUSPECT + SLACK:
                 assert self.health[name] is not Health.HEALTHY, (name, node)
+
+    def who_hung_up_is_unreachable_at_once(self) -> None:
+        for name, node in self.nodes.items():
+            if name in self.health and node.hung_up_s is not None and node.hung_up_s > 3 * TICK:
+                assert self.health[name] is Health.UNREACHABLE, (name, node)
 
 
 Mesh.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)

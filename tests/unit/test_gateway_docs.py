@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from gateway_fakes import PREFIX, Client
 
-from agents.gateway import bodies
+from agents.gateway import bodies, reports
 from agents.gateway.examples import ANSWERS, REQUESTS
 from agents.gateway.reference import reference
 from mesh import messages
@@ -52,6 +52,11 @@ async def test_every_operation_says_who_may_what_comes_and_what_goes_wrong():
         ("patch", "/nodes/{node}"),
         ("delete", "/nodes/{node}"),
         ("post", "/nodes/{node}/rotate-key"),
+        ("post", "/nodes/{node}/drain"),
+        ("post", "/nodes/{node}/undrain"),
+        ("get", "/breakers"),
+        ("post", "/breakers/reset"),
+        ("get", "/explain/{request_id}"),
     }
     for _, path, operation in operations(made):
         assert operation["description"], path
@@ -77,6 +82,7 @@ def test_references_lead_somewhere():
         ("refresh_token", bodies.Refresh),
         ("register_node", bodies.NewNode),
         ("change_node", bodies.NodeChanges),
+        ("reset_breakers", bodies.BreakerReset),
     ],
 )
 def test_examples_of_bodies_are_good_bodies(operation, kind):
@@ -89,10 +95,14 @@ def test_examples_of_bodies_are_good_bodies(operation, kind):
     [
         ("search", messages.SearchResult),
         ("run_action", bodies.ActionDone),
-        ("health", bodies.HealthReport),
+        ("health", reports.HealthReport),
         ("register", bodies.Joined),
         ("refresh_token", bodies.Refreshed),
-        ("status", bodies.OwnStatus),
+        ("status", reports.OwnStatus),
+        ("node_stats", messages.NodeStats),
+        ("list_breakers", messages.BreakerList),
+        ("reset_breakers", messages.BreakerList),
+        ("explain", messages.Explanation),
     ],
 )
 def test_examples_of_answers_are_answers(operation, kind):

@@ -10,9 +10,11 @@ from gateway_fakes import RESULT, Client
 from agents.gateway import bodies
 from mesh import messages
 from mesh.config import GatewayConfig, MeshConfig, RateLimitConfig, SearchConfig
+from mesh.core.route_table import RouteTable
 from mesh.errors import (
     ActionFailedError,
     BadRequestError,
+    CircuitOpenError,
     ConflictError,
     DeadlineExceededError,
     DisconnectedError,
@@ -22,7 +24,7 @@ from mesh.errors import (
     OverloadedError,
     UnreadableReplyError,
 )
-from mesh.types import ActionState
+from mesh.types import ActionState, BreakerState
 
 
 @pytest.fixture
@@ -358,11 +360,47 @@ async def test_refresh_takes_only_the_refresh_token(client):
 async def test_a_node_sees_its_own_status_and_an_administrator_any(client):
     own = await client.ask("GET", "/status", bearer="crm")
     assert own.status == 200
-    assert own.json()["circuit_breaker"] == {"state": "closed", "failure_count": 2, "reason": ""}
+    assert own.json()["circuit_breaker"] == {
+        "state": "closed",
+        "failure_count": 2,
+        "reason": "",
+        "verbs": {},
+    }
     assert (await client.ask("GET", "/status?node=crm", bearer="all")).status == 200
     assert (await client.ask("GET", "/status?node=none", bearer="all")).status == 404
     assert (await client.ask("GET", "/status?node=wiki", bearer="crm")).status == 403
     assert (await client.ask("GET", "/status", bearer="search")).status == 403
+
+
+@pytest.mark.parametrize(
+    ("verbs", "state", "reason"),
+    [
+        ({"search": "closed", "ping": "closed"}, "closed", ""),
+        ({"search": "closed", "fetch": "half_open"}, "half_open", "why fetch"),
+        ({"act.refund": "open", "search": "half_open", "zzz": "closed"}, "open", "why act.refund"),
+    ],
+    ids=["closed", "half-open", "open"],
+)
+async def test_a_node_is_told_of_the_verb_that_fares_worst(client, verbs, state, reason):
+    words = {
+        verb: messages.BreakerWord(
+            state=BreakerState(state), turn=1, until=77, reason=f"why {verb}"
+        )
+        for verb, state in verbs.items()
+    }
+    node = messages.RouteNode(slug="crm", breakers=words)
+    client.mesh.routes = RouteTable(epoch=1, version=2, nodes=[node])
+
+    told = (await client.ask("GET", "/status", bearer="crm")).json()["circuit_breaker"]
+    assert (told["state"], told["reason"]) == (state, reason)
+    assert {verb: word["state"] for verb, word in told["verbs"].items()} == verbs
+    assert {word["until"] for word in told["verbs"].values()} == {77}
+
+
+async def test_a_node_that_is_not_in_the_table_yet_has_a_status(client):
+    client.mesh.routes = RouteTable()
+    told = (await client.ask("GET", "/status", bearer="crm")).json()
+    assert told["circuit_breaker"]["state"] == "closed"
 
 
 # -- registry --------------------------------------------------------------------------------------
@@ -382,6 +420,20 @@ async def test_a_node_sees_its_own_status_and_an_administrator_any(client):
         ("PATCH", "/nodes/crm", {"statuss": "inactive"}, 422),
         ("DELETE", "/nodes/crm", None, 200),
         ("POST", "/nodes/crm/rotate-key", None, 200),
+        ("POST", "/nodes/crm/drain", None, 200),
+        ("POST", "/nodes/none/drain", None, 404),
+        ("POST", "/nodes/crm/undrain", None, 200),
+        ("POST", "/nodes/none/undrain", None, 404),
+        ("GET", "/breakers", None, 200),
+        ("GET", "/breakers?node=0199", None, 200),
+        ("GET", "/breakers?node=none", None, 404),
+        ("POST", "/breakers/reset", {"node": "crm"}, 200),
+        ("POST", "/breakers/reset", {"node": "crm", "verb": "act.refund"}, 200),
+        ("POST", "/breakers/reset", {"node": "crm", "verb": "export"}, 422),
+        ("POST", "/breakers/reset", {}, 422),
+        ("POST", "/breakers/reset", {"node": "none"}, 404),
+        ("GET", "/explain/r1", None, 200),
+        ("GET", "/explain/r2", None, 404),
     ],
     ids=str,
 )
@@ -389,6 +441,17 @@ async def test_registry(client, method, path, body, status):
     assert (await client.ask(method, path, body)).status == status
     assert (await client.ask(method, path, body, bearer="crm")).status == 403
     assert (await client.ask(method, path, body, bearer=None)).status == 401
+
+
+async def test_what_an_administrator_does_to_nodes_and_breakers_is_done_in_his_name(client):
+    await client.ask("POST", "/nodes/crm/drain")
+    await client.ask("POST", "/nodes/crm/undrain")
+    await client.ask("POST", "/breakers/reset", {"node": "crm", "verb": "search"})
+    assert client.mesh.calls == [
+        ("drain", "crm", "ann"),
+        ("undrain", "crm", "ann"),
+        ("reset", "crm", "search", "ann"),
+    ]
 
 
 # -- errors ----------------------------------------------------------------------------------------
@@ -426,6 +489,40 @@ async def test_errors_of_the_mesh_over_http(client, error, status, title):
     assert "secret" not in got["message"]
     if status == 503:
         assert answer.headers["retry-after"] == ("2" if "busy" in got["message"] else "1")
+
+
+@pytest.mark.parametrize(
+    ("retry_after_ms", "seconds"), [(None, 1), (0, 1), (1, 1), (1000, 1), (1001, 2), (29_400, 30)]
+)
+async def test_an_open_breaker_says_how_long_in_head_and_body(client, retry_after_ms, seconds):
+    client.mesh.error = CircuitOpenError("no replica may be asked", retry_after_ms=retry_after_ms)
+    answer = await client.ask("POST", "/search", {"query": "x"})
+    assert answer.status == 503
+    assert answer.json()["kind"] == "circuit_open"
+    assert answer.headers["retry-after"] == str(seconds)
+    assert answer.json()["retry_after_s"] == seconds
+
+
+async def test_an_error_that_says_nothing_of_trying_again_has_no_such_field(client):
+    client.mesh.error = NotFoundError("unknown node")
+    answer = await client.ask("POST", "/actions", {"action": "x"})
+    assert "retry_after_s" not in answer.json()
+    assert "retry-after" not in answer.headers
+
+
+async def test_the_id_of_a_request_made_here_is_the_search_s(client):
+    answer = await client.ask("POST", "/search", {"query": "x"})
+    ((_, request, _),) = client.mesh.calls
+    assert answer.json()["id"] == answer.headers["x-request-id"] == request.id
+
+
+async def test_the_id_of_a_client_is_none_of_a_search(client):
+    """Two that run at once under one id would be cancelled together."""
+    sent = {"X-Request-Id": "mine"}
+    answer = await client.ask("POST", "/search", {"query": "x"}, headers=sent)
+    ((_, request, _),) = client.mesh.calls
+    assert (answer.headers["x-request-id"], request.id) == ("mine", "")
+    assert answer.json()["id"] == "made-by-the-mesh"
 
 
 async def test_a_failed_search_says_so(client):

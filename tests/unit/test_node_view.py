@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from mesh.core.node_view import NodeView
@@ -10,8 +12,10 @@ from mesh.wire.messages import (
     Changed,
     CollectionInfo,
     Heartbeat,
+    NodeLoad,
     NodeRecord,
     NodesQuery,
+    VerbStats,
 )
 
 NOTES = CollectionInfo(name="notes", shard="crm", rows=3, data_version=1, fingerprint="f")
@@ -75,7 +79,50 @@ def test_a_heartbeat_is_taken_over_and_saved_only_where_it_lasts(view):
     known = view.find("crm")
     assert (known.lag_ms, known.in_flight) == (9.0, 4)
     assert view.unsaved() == []
-    assert not view.moved, "callers do not route by lag or load"
+    assert view.loads_moved, "callers route by load"
+    view.loads_moved = False
+    view.heard(beat(lag_ms=1.0, actions=[ActionInfo(name="refund")], in_flight=3, sequence=3))
+    assert view.find("crm").in_flight == 3
+    assert not view.loads_moved, "but not by what hardly changed"
+    assert not view.moved, "nor by lag"
+
+
+def test_load_is_told_coarsely_and_a_new_life_starts_without_any(view):
+    search = {"search": VerbStats(count=9, ewma_ms=12.345)}
+    view.heard(beat(in_flight=4, queued=1, verbs=search))
+    assert view.routes()[0].load == NodeLoad(busy=8, search_ms=12.0)
+    assert view.find("crm").verbs == search
+    view.heard(beat(incarnation=6))
+    assert view.routes()[0].load == NodeLoad()
+
+
+def test_a_steady_mesh_says_nothing_new(view):
+    rng = random.Random(1)
+    view.heard(beat())
+    changes = 0
+    for sequence in range(2, 602):
+        took = VerbStats(count=sequence, ewma_ms=rng.uniform(9.0, 11.0))
+        view.loads_moved = False
+        view.heard(beat(sequence=sequence, in_flight=rng.choice([3, 4, 5]), verbs={"search": took}))
+        changes += view.loads_moved
+    assert changes <= 2, "the first figures, and no more"
+    for sequence in range(602, 620):
+        view.heard(beat(sequence=sequence))
+    assert view.routes()[0].load.busy == 0
+
+
+def test_probes_are_nothing_that_callers_route_by(view):
+    view.probed("crm", took_ms=10.0, at=1)
+    view.probed("crm", took_ms=None, at=2)
+    assert not view.moved
+
+
+def test_the_order_of_records_follows_who_comes_and_goes(view):
+    assert len(view) == 1
+    view.load([record("a")])
+    assert [one.slug for one in view.records()] == ["a", "crm"]
+    view.remove("crm")
+    assert [one.slug for one in view.records()] == [one.slug for one in view] == ["a"]
 
 
 def test_an_older_life_says_nothing(view):

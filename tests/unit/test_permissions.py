@@ -36,6 +36,9 @@ MAY_PUBLISH = {
             subjects.heartbeat("crm2"),
             subjects.reply("docs", "ops", "c0", "1"),
             subjects.reply("master", "ops", "c0", "1"),
+            subjects.event("master", "breakers-reset"),
+            subjects.rpc("docs", "drain", "master"),
+            subjects.outcome("docs"),
             subjects.history("docs", "index", "accepted"),
             subjects.master("register", "crm"),
             subjects.master("ping", "docs"),
@@ -65,6 +68,9 @@ MAY_PUBLISH = {
         [
             subjects.rpc("crm", "search", "ops"),
             subjects.rpc("crm", "export", "app"),
+            subjects.rpc("crm", "drain", "app"),
+            subjects.outcome("ops"),
+            subjects.master("breakers-reset", "app"),
             subjects.act("crm", "index", "app"),
             subjects.act("crm", "refund", "ops"),
             subjects.master("register", "app"),
@@ -76,10 +82,14 @@ MAY_PUBLISH = {
     ),
     "administrator": (
         table.of_user("ops", ["admin"]),
-        [subjects.master(verb, "ops") for verb in ("register", "remove", "audit", "history")],
+        [subjects.master(verb, "ops") for verb in ("register", "remove", "audit", "history")]
+        + [subjects.master(verb, "ops") for verb in ("drain", "breakers-reset", "explain")],
         [
             subjects.master("register", "gateway"),
             subjects.rpc("crm", "search", "ops"),
+            subjects.rpc("crm", "drain", "ops"),
+            subjects.rpc("crm", "drain", "master"),
+            subjects.event("master", "breakers-reset"),
             subjects.act("crm", "index", "ops"),
         ],
     ),
@@ -93,6 +103,8 @@ MAY_PUBLISH = {
         [
             subjects.master("register", "master"),
             subjects.heartbeat("gateway"),
+            subjects.rpc("crm", "drain", "gateway"),
+            subjects.event("master", "breakers-reset"),
             subjects.REVOKED,
             "$JS.API.INFO",
         ],

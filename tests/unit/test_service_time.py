@@ -27,3 +27,20 @@ def test_p99_is_of_the_last_calls_only():
     for took in range(WINDOW):
         meter.record(took)
     assert meter.stats().p99_ms == int(WINDOW * 0.99)
+
+
+def test_quantiles():
+    meter = ServiceTime()
+    for took in range(100):
+        meter.record(took)
+    stats = meter.stats()
+    assert (stats.p50_ms, stats.p95_ms, stats.p99_ms) == (50, 95, 99)
+
+
+def test_a_heartbeat_without_a_call_since_the_last_one_costs_nothing():
+    meter = ServiceTime()
+    meter.record(1)
+    assert meter.stats() is meter.stats()
+    before = meter.stats()
+    meter.record(2)
+    assert meter.stats().count == before.count + 1

@@ -105,6 +105,11 @@ def test_variables_that_are_no_settings_pass():
         ("[node]\ncapabilities = 'search'", "node.capabilities: expected array, got str"),
         ("[nats]\nservers = 'x'", "nats.servers: expected array, got str"),
         ("[search]\nmerge_strategy = 'best'", "search.merge_strategy: invalid enum value 'best'"),
+        ("[routing]\nstrategy = 'best'", "routing.strategy: invalid enum value 'best'"),
+        ("[routing]\nmax_attempts = 0", "routing.max_attempts: expected int >= 1"),
+        ("[routing]\nretry_budget = 1.5", "routing.retry_budget: expected float <= 1.0"),
+        ("[breaker]\nfailure_threshold = 0", "breaker.failure_threshold: expected int >= 1"),
+        ("[node]\nweight = -1", "node.weight: expected float > 0.0"),
         ("[node\n", "not TOML: "),
     ],
 )

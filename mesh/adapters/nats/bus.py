@@ -16,7 +16,7 @@ import structlog
 import mesh.adapters.nats.login as logins
 from mesh.adapters.nats.client import FastHandler, HardenedClient
 from mesh.adapters.nats.denials import Denials
-from mesh.adapters.nats.multiplexer import Multiplexer, Reply
+from mesh.adapters.nats.multiplexer import Multiplexer, Reply, Waiter
 from mesh.config import NatsConfig
 from mesh.errors import (
     DeadlineExceededError,
@@ -253,6 +253,11 @@ class NatsBus:
         """The `<conn>` of this connection's reply subjects."""
         return self._connection_id
 
+    @property
+    def seat(self) -> tuple[str, int]:
+        """Id of the broker's server, and the number that this connection has there now."""
+        return self._client.seat
+
     def on_connection(self, listener: Callable[[bool], None]) -> None:
         self._listeners.append(listener)
 
@@ -301,17 +306,29 @@ class NatsBus:
 
     # -- requests ------------------------------------------------------------------------
 
+    def ask(self, subject: str, payload: bytes, *, responder: str, timeout_s: float) -> Waiter:
+        waiter = self._replies.expect(responder, timeout_s, subject)
+        try:
+            self._send(subject, waiter.address, payload, b"")
+        except MeshError:
+            waiter.forget()
+            raise
+        return waiter
+
+    def abandon(self, responder: str, error: MeshError) -> int:
+        return self._replies.abandon(responder, error)
+
     async def request(
         self, subject: str, payload: bytes, *, responder: str, timeout_s: float
     ) -> bytes:
         if not self._client.is_connected:
-            timeout_s = await self._until_found(timeout_s)
-        address, future = self._replies.expect(responder, timeout_s, subject)
+            timeout_s = await self.until_connected(timeout_s)
+        waiter = self.ask(subject, payload, responder=responder, timeout_s=timeout_s)
         try:
-            self._send(subject, address, payload, b"")
-            return (await future).data
+            reply: bytes = await waiter.future
         finally:
-            self._replies.forget(address)
+            waiter.forget()
+        return reply
 
     async def request_broker(
         self, subject: str, payload: bytes, *, timeout_s: float, headers: Mapping[str, str] = {}
@@ -322,13 +339,14 @@ class NatsBus:
             As `request`.
         """
         if not self._client.is_connected:
-            timeout_s = await self._until_found(timeout_s)
-        address, future = self._replies.expect("js", timeout_s, subject)
+            timeout_s = await self.until_connected(timeout_s)
+        waiter = self._replies.expect("js", timeout_s, subject, whole=True)
         try:
-            self._send(subject, address, payload, _header_block(headers))
-            return await future
+            self._send(subject, waiter.address, payload, _header_block(headers))
+            reply: Reply = await waiter.future
         finally:
-            self._replies.forget(address)
+            waiter.forget()
+        return reply
 
     async def gather(
         self,
@@ -346,16 +364,15 @@ class NatsBus:
             replies.append(reply)
             heard(reply)
 
-        address, over = self._replies.collect(responder, window_s, subject, keep)
+        waiter = self._replies.collect(responder, window_s, subject, keep)
         try:
-            self._send(subject, address, payload, b"")
-            await over
+            self._send(subject, waiter.address, payload, b"")
+            await waiter.future
         finally:
-            self._replies.forget(address)
+            waiter.forget()
         return replies
 
-    async def _until_found(self, timeout_s: float) -> float:
-        """Wait for the broker; what is left of the time."""
+    async def until_connected(self, timeout_s: float) -> float:
         began = asyncio.get_running_loop().time()
         if self._client.is_closed:
             raise DisconnectedError("this connection was closed")
@@ -387,12 +404,16 @@ class NatsBus:
         return NatsSubscription(self, await self._subscribe(subject, queue, handler))
 
     async def forget(self, sid: int) -> None:
-        """End a subscription; the broker knows, if it is there and answers in time."""
-        await self._client.unsubscribe_fast(sid)
+        """End a subscription; the broker knows, if it is there and answers in time. What it had
+        sent before is heard: whoever sent it waits for an answer.
+        """
+        self._client.withdraw(sid)
         try:
             await self.flush(timeout_s=_FORGET_S)
         except (DisconnectedError, DeadlineExceededError) as error:
             log.debug("mesh.bus.flush_failed", error=str(error))
+        finally:
+            self._client.drop(sid)
 
     async def _subscribe(self, subject: str, queue: str, handler: FastHandler) -> int:
         """Returns when the broker knows, or at once while it is away."""

@@ -65,6 +65,12 @@ class HardenedClient(Client):
         if self.is_connected:
             self.write(b"UNSUB %d\r\n" % sid)
 
+    def withdraw(self, sid: int) -> None:
+        """Tell the broker to send no more; what is on its way is still heard, until `drop`."""
+        self._subs.pop(sid, None)  # a reconnect does not bring it back
+        if self.is_connected:
+            self.write(b"UNSUB %d\r\n" % sid)
+
     def drop(self, sid: int) -> None:
         """Forget a subscription that the broker does not have."""
         self._fast.pop(sid, None)
@@ -167,6 +173,12 @@ class HardenedClient(Client):
                 if task is not None:
                     task.cancel()
             raise nats.errors.UnexpectedEOF
+
+    @property
+    def seat(self) -> tuple[str, int]:
+        """Id of the server we are connected to, and the number of this connection there."""
+        info = self._server_info
+        return str(info.get("server_id", "")), int(info.get("client_id", 0))
 
     def login_took_s(self) -> float:
         """Since the last connection was begun: the broker's patience starts there as well."""

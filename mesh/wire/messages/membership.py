@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mesh.types import Health, Status
+from mesh.types import BreakerState, Health, Status
 from mesh.wire.messages.base import Request, Wire
 
 
@@ -31,6 +31,8 @@ class VerbStats(Wire, frozen=True, kw_only=True):
     count: int = 0
     errors: int = 0
     ewma_ms: float = 0.0
+    p50_ms: float = 0.0
+    p95_ms: float = 0.0
     p99_ms: float = 0.0
 
 
@@ -58,6 +60,8 @@ class Heartbeat(Wire, frozen=True, kw_only=True):
     """Messages refused for their subject or form since the start."""
     overloaded: bool = False
     """It pushed work back since its last heartbeat."""
+    expired: int = 0
+    """Requests since the start that came after their deadline; nothing was done for them."""
 
 
 class NodeEvent(Wire, frozen=True, kw_only=True):
@@ -76,6 +80,30 @@ class Changed(Wire, frozen=True, kw_only=True):
     rows: int
 
 
+class NodeLoad(Wire, frozen=True, kw_only=True):
+    """How busy a node says it is. Coarse, so that it seldom changes."""
+
+    busy: int = 0
+    """Requests that run or wait, rounded up to a power of two."""
+    search_ms: float = 0.0
+    """Mean service time of a search, rounded to two digits; 0: none yet."""
+
+
+class BreakerWord(Wire, frozen=True, kw_only=True):
+    """What the masters say of the calls of one verb to one node."""
+
+    state: BreakerState
+    turn: int
+    """Unix ms of this word; a later word replaces an earlier one."""
+    until: int = 0
+    """Unix ms. Open: when probes begin. Half open: when others get to probe, if nothing came of
+    these. Without a newer word by then, and a while after, callers decide for themselves.
+    """
+    probers: dict[str, int] = {}
+    """Half open: connection of a caller → calls it may send."""
+    reason: str = ""
+
+
 class RouteNode(Wire, frozen=True, kw_only=True):
     """What a caller needs to know of a node."""
 
@@ -90,6 +118,11 @@ class RouteNode(Wire, frozen=True, kw_only=True):
     capabilities: list[str] = []
     collections: list[CollectionInfo] = []
     actions: list[str] = []
+    load: NodeLoad = NodeLoad()
+    breakers: dict[str, BreakerWord] = {}
+    """By verb: `search`, `fetch`, `ping` or `act.<action>`; those of which there is anything to
+    say.
+    """
 
 
 class RoutesRequest(Request, frozen=True, kw_only=True):

@@ -114,6 +114,19 @@ class NodeName(Request, frozen=True, kw_only=True):
     node: str
 
 
+class VerbFigures(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """Calls of one verb in the last minute, as callers saw them."""
+
+    calls: int = 0
+    failures: int = 0
+    per_s: float = 0.0
+    p50_ms: float = 0.0
+    p95_ms: float = 0.0
+    p99_ms: float = 0.0
+    retried: int = 0
+    hedged: int = 0
+
+
 class NodeStats(Wire, frozen=True, kw_only=True, omit_defaults=False):
     """`master.stats`."""
 
@@ -129,3 +142,8 @@ class NodeStats(Wire, frozen=True, kw_only=True, omit_defaults=False):
     collections: int
     documents: int
     blind: bool = False
+    verbs: dict[str, VerbFigures] = {}
+    breakers: dict[str, int] = {}
+    """How many are `open` and `half_open`; the others let everything through."""
+    callers: int = 0
+    """Connections that told of calls in the last minute."""

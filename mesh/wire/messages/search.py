@@ -146,6 +146,8 @@ class SearchResult(Wire, frozen=True, kw_only=True, omit_defaults=False):
     avg_score: float
     partial: bool
     shards: Shards
+    id: str = ""
+    """Of the request: what `meshctl explain` takes."""
 
 
 class FetchRequest(Request, frozen=True, kw_only=True):
