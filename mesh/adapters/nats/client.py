@@ -18,6 +18,8 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
+from mesh.adapters.nats.quick_parser import QuickParser
+
 log = structlog.get_logger()
 
 FastHandler = Callable[[bytes, bytes, bytes, bytes | None], None]
@@ -40,6 +42,7 @@ class HardenedClient(Client):
         self, *, on_lost: Callable[[], None], on_found: Callable[[], None], needs_tls: bool = False
     ) -> None:
         super().__init__()
+        self._ps = QuickParser(self, self._deliver)
         self.needs_tls = needs_tls
         self._tried_at = 0.0
         self._on_lost = on_lost
@@ -82,6 +85,11 @@ class HardenedClient(Client):
             await self.unsubscribe_fast(sid)
 
     async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
+    ) -> None:
+        self._deliver(sid, subject, reply, data, headers)
+
+    def _deliver(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
     ) -> None:
         handler = self._fast.get(sid)

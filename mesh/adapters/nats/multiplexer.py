@@ -3,12 +3,18 @@
 Compared with nats-py's `request()` there is no NUID, task, queue or `wait_for` per call: a counter
 for a token, one dict entry, one timer for all whose time is up in the same hundredth of a second
 (figures in BENCHMARKS.md).
+
+An address whose one reply has come is given to a later request to the same responder: the broker keeps
+what it knows of a subject (who hears it, who may publish it) in small caches, and subjects that are never
+seen twice empty them for everybody. An address whose request ended in any other way is never used
+again, so that a late reply finds nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +23,12 @@ from mesh.wire.subjects import PREFIX
 
 _NOBODY = b"NATS/1.0 503"
 _TICKS_PER_S = 100
+_LEAST_FREE = 16
+"""Addresses that rest, at least, before one is used again."""
+_MOST_FREE = 96
+"""Of a responder; nats-server remembers 128 subjects that a login may publish."""
+_NONE: deque[bytes] = deque(maxlen=0)
+"""Of answers that may come more than once, as JetStream's where two streams take one subject."""
 
 
 class Reply(NamedTuple):
@@ -31,6 +43,7 @@ class Waiter:
 
     __slots__ = (
         "_due",
+        "_free",
         "_waiting",
         "about",
         "address",
@@ -44,18 +57,17 @@ class Waiter:
     def __init__(
         self,
         waiting: dict[bytes, Waiter],
+        due: set[Waiter],
+        free: deque[bytes],
         address: bytes,
         future: asyncio.Future[Any],
-        *,
-        due: set[Waiter],
         responder: str,
         about: str,
         timeout_s: float,
-        whole: bool = False,
-        heard: Callable[[bytes], object] | None = None,
     ) -> None:
         self._waiting = waiting
         self._due = due
+        self._free = free
         self.address = address
         """Where the reply must go."""
         self.future = future
@@ -64,16 +76,23 @@ class Waiter:
         self.about = about
         """Subject of the request."""
         self.timeout_s = timeout_s
-        self.whole = whole
+        self.whole = False
         """The future gets a `Reply`, headers and all."""
-        self.heard = heard
+        self.heard: Callable[[bytes], object] | None = None
         """Called with each of many replies; None: the first one ends the wait."""
         waiting[address] = self
         due.add(self)
 
+    def answered(self, reply: Reply | bytes) -> None:
+        """The one reply has come."""
+        self.future.set_result(reply)
+        self.forget()
+        self._free.append(self.address)
+
     def forget(self) -> None:
         """Nobody waits for this any more."""
-        if self._waiting.pop(self.address, None) is not None:
+        if self._waiting.get(self.address) is self:  # it may be somebody else's by now
+            del self._waiting[self.address]
             self._due.discard(self)
 
 
@@ -86,6 +105,8 @@ class Multiplexer:
         self._waiting: dict[bytes, Waiter] = {}
         self._due: dict[int, set[Waiter]] = {}
         """By hundredth of a second of the loop's time, those whose time is up then."""
+        self._free: dict[str, deque[bytes]] = {}
+        """By responder, addresses whose reply has come; the one used longest ago first."""
         self._serial = 0
         self.subject = f"{PREFIX}.re.*.{identity}.{connection_id}.*"
         self.dropped = 0
@@ -100,16 +121,22 @@ class Multiplexer:
         """Wait for one reply of `responder`: its payload, or `whole` a `Reply`. The future ends in
         NoRespondersError when nobody listens, in DeadlineExceededError after `timeout_s` seconds.
         """
-        return Waiter(
+        free = _NONE if whole else self._free.get(responder)
+        if free is None:
+            free = self._free[responder] = deque(maxlen=_MOST_FREE)
+        waiter = Waiter(
             self._waiting,
-            self._next(responder),
+            self._due_in(timeout_s),
+            free,
+            # Those that were used longest ago, once there are some.
+            free.popleft() if len(free) > _LEAST_FREE else self._next(responder),
             self._loop.create_future(),
-            due=self._due_in(timeout_s),
-            responder=responder,
-            about=about,
-            timeout_s=timeout_s,
-            whole=whole,
+            responder,
+            about,
+            timeout_s,
         )
+        waiter.whole = whole
+        return waiter
 
     def collect(
         self, responder: str, window_s: float, about: str, heard: Callable[[bytes], object]
@@ -117,16 +144,18 @@ class Multiplexer:
         """Have `heard` called with every reply of the next `window_s` seconds; the future says when
         that is over.
         """
-        return Waiter(
+        waiter = Waiter(
             self._waiting,
+            self._due_in(window_s),
+            _NONE,
             self._next(responder),
             self._loop.create_future(),
-            due=self._due_in(window_s),
-            responder=responder,
-            about=about,
-            timeout_s=window_s,
-            heard=heard,
+            responder,
+            about,
+            window_s,
         )
+        waiter.heard = heard
+        return waiter
 
     def abandon(self, responder: str, error: MeshError) -> int:
         """No reply of `responder` will come: end the wait for each with `error`; how many."""
@@ -175,7 +204,7 @@ class Multiplexer:
         elif nobody:
             future.set_exception(NoRespondersError("nobody listens there"))
         else:
-            future.set_result(Reply(headers, data) if waiter.whole else data)
+            waiter.answered(Reply(headers, data) if waiter.whole else data)
 
     def _next(self, responder: str) -> bytes:
         self._serial += 1
