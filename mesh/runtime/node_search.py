@@ -82,8 +82,7 @@ class NodeSearch:
                 shards.append(outcome)
             else:
                 failed[name] = outcome
-        refused = all(isinstance(error, InvalidError) for error in failed.values())
-        if failed and not shards and (refused or not request.candidates):
+        if failed and not shards:
             raise next(iter(failed.values()))
         part = Candidates(
             node=self._slug,
