@@ -69,6 +69,7 @@ class NatsBus:
         self._identity = token(identity, "identity")
         logins.check(identity, login)
         self._config = config
+        self._max_pending_bytes = config.max_pending_bytes
         self._login = login
         self._connection_id = secrets.token_urlsafe(12)  # 96 bits: no two connections share replies
         self._replies = Multiplexer(self._identity, self._connection_id)
@@ -258,6 +259,10 @@ class NatsBus:
         """Id of the broker's server, and the number that this connection has there now."""
         return self._client.seat
 
+    @property
+    def reads(self) -> int:
+        return int(self._client._ps.reads)  # noqa: SLF001
+
     def on_connection(self, listener: Callable[[bool], None]) -> None:
         self._listeners.append(listener)
 
@@ -288,20 +293,20 @@ class NatsBus:
 
     def _send(self, subject: str, reply: bytes, payload: bytes, headers: bytes) -> None:
         client = self._client
-        if not client.is_connected:
+        if not client.writable:
             raise DisconnectedError("the broker is away")
         size = len(payload) + len(headers)
         if size > client.max_payload:
             raise TooLargeError(
                 f"a message of {size} bytes is beyond the broker's limit of {client.max_payload}"
             )
-        if client.congested(self._config.max_pending_bytes):
+        if client.congested(self._max_pending_bytes):
             raise OverloadedError("the connection to the broker is congested", retry_after_ms=200)
-        target = b"%b %b" % (_checked(subject), reply) if reply else _checked(subject)
         if headers:
+            target = b"%b %b" % (_checked(subject), reply) if reply else _checked(subject)
             command = b"HPUB %b %d %d\r\n%b%b\r\n" % (target, len(headers), size, headers, payload)
         else:
-            command = b"PUB %b %d\r\n%b\r\n" % (target, size, payload)
+            command = b"PUB %b %b %d\r\n%b\r\n" % (_checked(subject), reply, size, payload)
         client.write(command)
 
     # -- requests ------------------------------------------------------------------------

@@ -127,12 +127,17 @@ class HardenedClient(Client):
     # -- sending -------------------------------------------------------------------------------
 
     def write(self, command: bytes) -> None:
-        """Queue a command; one `writelines` per turn of the loop, however many commands it made."""
+        """Queue a command; one piece per turn of the loop, however many commands it made."""
         self._pending.append(command)
         self._pending_data_size += len(command)
         if not self._flush_scheduled:
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush_now)
+
+    @property
+    def writable(self) -> bool:
+        """`is_connected`, for the path that every message takes."""
+        return bool(self._status == Client.CONNECTED)
 
     def _flush_now(self) -> None:
         self._flush_scheduled = False
@@ -141,7 +146,7 @@ class HardenedClient(Client):
             return  # a reconnect drops what is pending
         pending, self._pending = self._pending, []
         self._pending_data_size = 0
-        transport.writelines(pending)
+        transport.write(b"".join(pending))
         self._buffered_bytes = self._unsent()
 
     def congested(self, limit_bytes: int) -> bool:

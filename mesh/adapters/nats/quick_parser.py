@@ -39,13 +39,13 @@ class QuickParser(Parser):
         self.reads += 1
         if self.state != AWAITING_CONTROL_LINE:  # the rest of a message first
             missing = self.needed + len(_END) - len(self.buf)
-            await super().parse(data[:missing])  # type: ignore[no-untyped-call]
+            await super().parse(data[:missing])
             data = data[missing:]
         elif self.buf:
             data, self.buf = bytes(self.buf) + data, bytearray()
         taken = self._take(data)
         if taken < len(data):
-            await super().parse(data[taken:])  # type: ignore[no-untyped-call]
+            await super().parse(data[taken:])
 
     def _take(self, data: bytes) -> int:
         """Deliver the whole messages that `data` begins with; how many bytes they were."""
