@@ -72,11 +72,13 @@ async def _emptied(
     while True:
         tell(f"{record.slug}: {_running(record)}")
         waited_s = loop.time() - began
-        gone = record.health is Health.UNREACHABLE
-        if gone or (waited_s >= SETTLED_S and not record.in_flight + record.queued):
+        if _stopped(record):
             return record, True
-        if waited_s >= SETTLED_S and record.health is not Health.DRAINING:
-            return record, False
+        if waited_s >= SETTLED_S:
+            if record.health is not Health.DRAINING:
+                return record, False
+            if not record.in_flight + record.queued:
+                return record, True
         if waited_s >= wait_s:
             return record, False
         await asyncio.sleep(LOOK_S)
@@ -89,14 +91,22 @@ async def _emptied(
 def _say(out: Output, record: messages.NodeRecord, idle: bool | None) -> None:
     if idle is None:
         out.line(f"{_running(record)}; see `meshctl nodes show {record.slug}`, or --wait SECONDS")
+    elif _stopped(record):
+        out.line("it has stopped, with nothing running on it any more")
     elif record.health is Health.UNREACHABLE:
-        out.line(f"it is gone: {record.reason or 'unreachable'}")
+        why = record.reason or "unreachable"
+        out.warn(f"it is gone ({why}): nobody can say whether anything still runs on it")
     elif idle:
         out.line("nothing runs on it: it can be stopped")
     elif record.health is not Health.DRAINING:
         out.warn(f"it is {record.health.value} again: somebody undrained or restarted it")
     else:
         out.warn(f"{_running(record)}; it stays drained")
+
+
+def _stopped(record: messages.NodeRecord) -> bool:
+    """Whether it has said goodbye, which it does when nothing runs any more."""
+    return record.health is Health.UNREACHABLE and record.reason == "stopped"
 
 
 def _running(record: messages.NodeRecord) -> str:

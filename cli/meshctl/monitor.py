@@ -25,7 +25,7 @@ from cli.output import (
     now_ms,
     number,
 )
-from mesh.errors import DisconnectedError
+from mesh.errors import MeshError
 from mesh.types import BreakerState, Health, Status
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def monitor(
         while True:
             try:
                 await _round(client, run, show, auto_recover=auto_recover)
-            except DisconnectedError as error:
-                if once:
+            except MeshError as error:
+                if once or not error.retryable:
                     raise
                 run.out.warn(f"{error}; trying again")  # a monitor outlives what it watches
             if once:

@@ -38,11 +38,14 @@ async def recover(client: MeshClient, node: messages.NodeRecord) -> Recovery:
     (again,) = await ping_all(
         client, [node.slug], {node.slug: node.status.value}, timeout_s=PING_TIMEOUT_S
     )
+    step, reset = "probe", []
     try:
         probed = await connection.ask_master(client.probe_node(node.slug))
-        reset = await _reset(client, node.slug) if again.ok else []
+        if again.ok:
+            step = "reset of its breakers"
+            reset = await _reset(client, node.slug)
     except MeshError as error:
-        message = f"the probe failed: {error}"
+        message = f"the {step} failed: {error}"
         return Recovery(node=node.slug, recovered=False, message=message, reset=[])
     well = again.ok and probed.health is Health.HEALTHY
     if well:

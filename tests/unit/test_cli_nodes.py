@@ -455,9 +455,10 @@ def test_drain_waits_until_nothing_runs(mesh, capsys):
     [
         ({"health": Health.DRAINING, "in_flight": 1}, False, 1),
         ({"health": Health.HEALTHY, "in_flight": 1}, False, 1),
-        ({"health": Health.UNREACHABLE, "in_flight": 1}, True, 0),
+        ({"health": Health.UNREACHABLE, "reason": "stopped"}, True, 0),
+        ({"health": Health.UNREACHABLE, "reason": "no sign of life"}, False, 1),
     ],
-    ids=["too-long", "undrained", "stopped"],
+    ids=["too-long", "undrained", "stopped", "lost"],
 )
 def test_drain_ends_also_otherwise(mesh, capsys, look, idle, code):
     mesh.drained = seen(look)
@@ -466,6 +467,14 @@ def test_drain_ends_also_otherwise(mesh, capsys, look, idle, code):
     captured = capsys.readouterr()
     assert json.loads(captured.out)["idle"] is idle
     assert captured.err == ""
+
+
+@pytest.mark.parametrize("health", [Health.HEALTHY, Health.UNREACHABLE], ids=str)
+def test_drain_calls_nothing_idle_that_may_take_work(mesh, capsys, health):
+    mesh.drained = seen({"health": Health.DRAINING, "in_flight": 1}, {"health": health})
+
+    assert run(["nodes", "drain", "crm", "--wait", "5"]) == 1
+    assert "can be stopped" not in capsys.readouterr().out
 
 
 def test_drain_that_nobody_waits_for_any_more_says_that_it_goes_on(mesh, capsys, monkeypatch):
