@@ -55,6 +55,11 @@ class Bus(Protocol):
         """Whether the broker is there right now."""
         ...
 
+    @property
+    def reads(self) -> int:
+        """How often something came from the broker. Whoever sees it grow knows that it is there."""
+        ...
+
     def ask(self, subject: str, payload: bytes, *, responder: str, timeout_s: float) -> Pending:
         """Send a request; its future ends in the one reply of `responder`, or as `request` does.
 

@@ -247,7 +247,7 @@ class NatsBus:
 
     @property
     def connected(self) -> bool:
-        return bool(self._client.is_connected)
+        return self._client.connected
 
     @property
     def connection_id(self) -> str:
@@ -261,7 +261,7 @@ class NatsBus:
 
     @property
     def reads(self) -> int:
-        return int(self._client._ps.reads)  # noqa: SLF001
+        return self._client.parser.reads
 
     def on_connection(self, listener: Callable[[bool], None]) -> None:
         self._listeners.append(listener)
@@ -293,21 +293,26 @@ class NatsBus:
 
     def _send(self, subject: str, reply: bytes, payload: bytes, headers: bytes) -> None:
         client = self._client
-        if not client.writable:
-            raise DisconnectedError("the broker is away")
         size = len(payload) + len(headers)
-        if size > client.max_payload:
-            raise TooLargeError(
-                f"a message of {size} bytes is beyond the broker's limit of {client.max_payload}"
-            )
-        if client.congested(self._max_pending_bytes):
-            raise OverloadedError("the connection to the broker is congested", retry_after_ms=200)
+        if not client.takes(size, self._max_pending_bytes):
+            raise self._refusal(size)
         if headers:
             target = b"%b %b" % (_checked(subject), reply) if reply else _checked(subject)
             command = b"HPUB %b %d %d\r\n%b%b\r\n" % (target, len(headers), size, headers, payload)
         else:
             command = b"PUB %b %b %d\r\n%b\r\n" % (_checked(subject), reply, size, payload)
         client.write(command)
+
+    def _refusal(self, size: int) -> MeshError:
+        """Why a message of that size cannot be sent now."""
+        if not self.connected:
+            return DisconnectedError("the broker is away")
+        most = self._client.max_payload
+        if size > most:
+            return TooLargeError(
+                f"a message of {size} bytes is beyond the broker's limit of {most}"
+            )
+        return OverloadedError("the connection to the broker is congested", retry_after_ms=200)
 
     # -- requests ------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class HardenedClient(Client):
         self, *, on_lost: Callable[[], None], on_found: Callable[[], None], needs_tls: bool = False
     ) -> None:
         super().__init__()
-        self._ps = QuickParser(self, self._deliver)
+        self.parser = self._ps = QuickParser(self, self._deliver)
         self.needs_tls = needs_tls
         self._tried_at = 0.0
         self._on_lost = on_lost
@@ -124,6 +124,11 @@ class HardenedClient(Client):
         if self._status == Client.CONNECTED:
             await self._process_op_err(nats.errors.StaleConnectionError())
 
+    @property
+    def connected(self) -> bool:
+        """As nats-py's `is_connected`, but for who drains, which nobody here does."""
+        return bool(self._status == Client.CONNECTED)
+
     # -- sending -------------------------------------------------------------------------------
 
     def write(self, command: bytes) -> None:
@@ -134,10 +139,16 @@ class HardenedClient(Client):
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush_now)
 
-    @property
-    def writable(self) -> bool:
-        """`is_connected`, for the path that every message takes."""
-        return bool(self._status == Client.CONNECTED)
+    def takes(self, size: int, most_unsent: int) -> bool:
+        """Whether a message of `size` bytes can be written now: we are connected, it is not too
+        large, and no more than `most_unsent` bytes wait for the socket. Every message asks this.
+        """
+        if self._status != Client.CONNECTED or size > self._max_payload:
+            return False
+        if self._buffered_bytes + self._pending_data_size <= most_unsent:
+            return True
+        self._buffered_bytes = self._unsent()  # as of the last flush it was more
+        return bool(self._buffered_bytes + self._pending_data_size <= most_unsent)
 
     def _flush_now(self) -> None:
         self._flush_scheduled = False
@@ -148,13 +159,6 @@ class HardenedClient(Client):
         self._pending_data_size = 0
         transport.write(b"".join(pending))
         self._buffered_bytes = self._unsent()
-
-    def congested(self, limit_bytes: int) -> bool:
-        """Whether more than that waits for the socket to take it."""
-        if self._buffered_bytes + self._pending_data_size <= limit_bytes:
-            return False
-        self._buffered_bytes = self._unsent()  # as of the last flush it was more
-        return bool(self._buffered_bytes + self._pending_data_size > limit_bytes)
 
     def _unsent(self) -> int:
         writer = getattr(self._transport, "_io_writer", None)
