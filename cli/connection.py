@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_STATE_DIR = ".mesh"
+_MESH_TOML = Path("mesh.toml")
+_OF_CALLS = ("MESH_NATS__", "MESH_ROUTING__", "MESH_BREAKER__", "MESH_SEARCH__")
+"""What the environment says of this client; the rest of it is for agents."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,25 @@ class NotReachableError(UnavailableError):
 
 
 def connect(options: Options) -> AbstractAsyncContextManager[MeshClient]:
-    """The mesh that `options` name, over a connection as `MESH_NATS__…` say; the seam where tests
-    put a client of their own.
+    """The mesh that `options` name, over a connection as `MESH_NATS__…` say, with calls as the
+    sections `routing`, `breaker` and `search` say; the seam where tests put a client of their own.
 
     Raises:
         ConfigError: A setting or a credentials file given that cannot be.
     """
     from mesh import bootstrap
+    from mesh.config import MeshConfig
 
-    theirs = {name: text for name, text in os.environ.items() if name.startswith("MESH_NATS__")}
+    theirs = {name: text for name, text in os.environ.items() if name.startswith(_OF_CALLS)}
     config = bootstrap.load_settings(toml=None, environ=theirs, flags={})
+    if _MESH_TOML.is_file():  # its [nats] is how agents log in
+        of_calls = bootstrap.load_settings(toml=_MESH_TOML, environ=theirs, flags={})
+        config = MeshConfig(
+            nats=config.nats,
+            routing=of_calls.routing,
+            breaker=of_calls.breaker,
+            search=of_calls.search,
+        )
     if file := options.credentials or config.nats.credentials:
         try:
             bootstrap.read_credentials(Path(file))

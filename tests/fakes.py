@@ -72,6 +72,21 @@ class MemoryBroker:
         self.sent: list[Message] = []
         self.handler_failures = 0
         self._turn = itertools.count()
+        self._stuck: list[tuple[MemorySubscription, Message]] | None = None
+
+    def hang(self) -> None:
+        """As `kill -STOP`: whatever is sent waits, and nobody notices."""
+        self._stuck = self._stuck or []
+
+    def go_on(self) -> None:
+        """What has waited is delivered."""
+        stuck, self._stuck = self._stuck or [], None
+        for listener, message in stuck:
+            self._hand(listener, message)
+
+    @property
+    def hangs(self) -> bool:
+        return self._stuck is not None
 
     def bus(self, identity: str) -> MemoryBus:
         bus = MemoryBus(self, identity)
@@ -112,8 +127,12 @@ class MemoryBroker:
                 yield from (s for s in bus.subscriptions if matches(s.subject, subject))
 
     def _hand(self, listener: MemorySubscription, message: Message) -> None:
+        if self._stuck is not None:
+            self._stuck.append((listener, message))
+            return
         if not (listener.active and listener.bus.connected):
             return
+        listener.bus.reads += 1
         try:
             listener.handler(message)
         except Exception:  # noqa: BLE001 (as the real bus: counted, never fatal)
@@ -136,6 +155,7 @@ class MemorySubscription:
 
 class _Waiter(NamedTuple):
     responder: str
+    sent_at: float
     arrived: Callable[[bytes], None]
     broken: Callable[[Exception], None]
 
@@ -143,13 +163,17 @@ class _Waiter(NamedTuple):
 class MemoryPending:
     """`mesh.ports.Pending`."""
 
-    def __init__(self, waiting: dict[str, _Waiter], reply: str, timeout_s: float, about: str):
+    def __init__(
+        self, waiting: dict[str, _Waiter], reply: str, timeout_s: float, first_s: float, about: str
+    ):
         loop = asyncio.get_running_loop()
         self._waiting = waiting
         self._reply = reply
         self.future: asyncio.Future[bytes] = loop.create_future()
         late = DeadlineExceededError(f"no reply on {about} in time")
-        self._timer = loop.call_later(timeout_s, self.end, late)
+        self._timers = [loop.call_later(timeout_s, self.end, late)]
+        if first_s:
+            self._timers.append(loop.call_later(first_s, self._wake))
 
     def arrived(self, data: bytes) -> None:
         if not self.future.done():
@@ -159,8 +183,14 @@ class MemoryPending:
         if not self.future.done():
             self.future.set_exception(error)
 
+    def _wake(self) -> None:
+        if not self.future.done():
+            first, self.future = self.future, asyncio.get_running_loop().create_future()
+            first.set_result(b"")
+
     def forget(self) -> None:
-        self._timer.cancel()
+        for timer in self._timers:
+            timer.cancel()
         self._waiting.pop(self._reply, None)
 
 
@@ -174,6 +204,7 @@ class MemoryBus:
         self._serial = itertools.count(1)
         self._waiting: dict[str, _Waiter] = {}
         self._listeners: list[Callable[[bool], None]] = []
+        self.reads = 0
         self._back = asyncio.Event()
         if broker.running:
             self._back.set()
@@ -202,13 +233,20 @@ class MemoryBus:
         return self._broker.deliver(message)
 
     def ask(
-        self, subject: str, payload: bytes, *, responder: str, timeout_s: float
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        responder: str,
+        timeout_s: float,
+        first_s: float = 0.0,
     ) -> MemoryPending:
         if not self.connected:
             raise DisconnectedError("the broker is away")
         reply = self._reply(responder)
-        pending = MemoryPending(self._waiting, reply, timeout_s, subject)
-        self._waiting[reply] = _Waiter(responder, pending.arrived, pending.end)
+        pending = MemoryPending(self._waiting, reply, timeout_s, first_s, subject)
+        now = asyncio.get_running_loop().time()
+        self._waiting[reply] = _Waiter(responder, now, pending.arrived, pending.end)
         try:
             if not self._send(Message(subject, reply, payload)):
                 pending.end(NoRespondersError("nobody listens there"))
@@ -217,8 +255,13 @@ class MemoryBus:
             raise
         return pending
 
-    def abandon(self, responder: str, error: Exception) -> int:
-        mine = [waiter for waiter in self._waiting.values() if waiter.responder == responder]
+    def abandon(self, responder: str, error: Exception, *, older_than_s: float = 0.0) -> int:
+        before = asyncio.get_running_loop().time() - older_than_s
+        mine = [
+            waiter
+            for waiter in self._waiting.values()
+            if waiter.responder == responder and waiter.sent_at <= before
+        ]
         for waiter in mine:
             waiter.broken(error)
         return len(mine)
@@ -239,7 +282,7 @@ class MemoryBus:
         replies: list[bytes] = []
         over = asyncio.Event()
         reply = self._reply(responder)
-        self._waiting[reply] = _Waiter("", replies.append, lambda _: over.set())
+        self._waiting[reply] = _Waiter("", 0.0, replies.append, lambda _: over.set())
         try:
             if self._send(Message(subject, reply, payload)):
                 async with asyncio.timeout(window_s):
@@ -265,6 +308,10 @@ class MemoryBus:
     async def flush(self, *, timeout_s: float = 5.0) -> None:
         if not self.connected:
             raise DisconnectedError("the broker is away")
+        if self._broker.hangs:
+            await asyncio.sleep(timeout_s)
+            if self._broker.hangs:
+                raise DeadlineExceededError("the broker did not answer a ping in time")
         await asyncio.sleep(0)
 
     async def close(self) -> None:

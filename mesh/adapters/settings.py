@@ -207,12 +207,20 @@ def _unknown(source: str, name: str, known: Iterable[str]) -> ConfigError:
 
 
 def _checked(key: str, value: Any, source: str, *, strict: bool) -> _Given:
+    words = _words_of(setting_types()[key])
+    if words and isinstance(value, str) and value not in words:
+        raise ConfigError(f"{source}: {value!r} is none of {', '.join(words)}")
     try:
         return _Given(msgspec.convert(value, setting_types()[key], strict=strict), source)
     except msgspec.ValidationError as error:
         if _is_secret(key):  # nobody is shown what it was, nor parts of it
             raise ConfigError(f"{source}: {_secret_words(error)}") from None
         raise ConfigError(f"{source}: {_words(error)}") from error
+
+
+def _words_of(kind: Any) -> tuple[str, ...]:
+    """Those that a setting can be, if it is one of a few."""
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
 
 def _is_secret(key: str) -> bool:

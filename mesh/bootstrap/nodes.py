@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import random
 import secrets
 from collections.abc import AsyncIterator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 
 _KEY_FILE = "key.json"
+_INCARNATION_FILE = "incarnation.json"
 
 
 @asynccontextmanager
@@ -88,12 +90,31 @@ async def node(
                 journal=journal,
                 history=JetStreamHistory(bus),
                 clock=clock,
+                incarnation=_next_incarnation(data_dir / _INCARNATION_FILE, clock.unix_ms()),
                 rng=random.Random(),  # noqa: S311 (jitter)
             )
             await server.start()
             opened.pop_all()  # from here on `stop` closes all of it
         stack.push_async_callback(server.stop)
         yield server
+
+
+def _next_incarnation(file: Path, now_ms: int) -> int:
+    """Above the last one, also where the clock was set back since: masters and other lives of the
+    node go by it.
+
+    Raises:
+        StateError: The file cannot be read or written.
+    """
+    try:
+        last = int(json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        last = 0
+    except (OSError, TypeError, ValueError) as error:
+        raise StateError(f"{file} cannot be read: {error}; remove it") from error
+    incarnation = max(now_ms, last + 1)
+    write_json(file, incarnation)
+    return incarnation
 
 
 def _joining(

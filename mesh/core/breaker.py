@@ -37,6 +37,17 @@ VOID_AFTER_S = 2.0
 SLICES = 10
 """Of the window; it forgets one at a time."""
 
+LEAST_MS = 250.0
+"""Who had less time than this has not failed; the last attempt of a search still has more."""
+
+USUAL_TIMES = 4.0
+"""Nor has who had less than so many times what it usually takes."""
+
+MOST_MS = 750.0
+"""Who had so much has, whatever it usually takes: searches and pings do not wait much longer, and
+a node that hangs must be found out by them.
+"""
+
 JITTER = 0.1
 _MOST_DOUBLINGS = 10
 """More than `max_backoff` may allow."""
@@ -54,6 +65,17 @@ class Outcome(enum.Enum):
     FAILURE = enum.auto()
     IGNORED = enum.auto()
     """Says nothing of the node: cancelled, pushed back, refused as wrong, or never sent."""
+
+
+def had_its_time(had_ms: float, usual_ms: float) -> bool:
+    """Whether a node that has not answered so far is to blame, or a caller who did not wait for it:
+    one caller's short timeout must not open breakers for everybody.
+
+    Args:
+        had_ms: How long it has had.
+        usual_ms: How long its answers take; 0: it has given none.
+    """
+    return had_ms >= min(max(LEAST_MS, USUAL_TIMES * usual_ms), MOST_MS)
 
 
 class Permit(NamedTuple):

@@ -18,8 +18,8 @@ MOST_CONNECTIONS = 64
 """Of one caller that have a voice; the one that was heard longest ago makes room."""
 MOST_CALLERS = 512
 _SLICES = 6
-_MOST_CALLS = 1_000_000
-"""In one report. Nobody makes more in half a second."""
+MOST_CALLS = 1_000_000
+"""In one report. Nobody makes more in half a second, and seldom while the broker is away."""
 
 
 class Who(NamedTuple):
@@ -69,6 +69,14 @@ class Voice:
         self.state = BreakerState.CLOSED
 
 
+class Verdict(NamedTuple):
+    """The breaker should open."""
+
+    why: str
+    alone: str
+    """The only caller that used it in the window, or empty: what follows is for it alone."""
+
+
 class Summary(NamedTuple):
     """Of the window."""
 
@@ -86,6 +94,10 @@ class Votes:
         self._window_ms = round(config.window_s * 1000)
         self._slice_ms = max(1, self._window_ms // _SLICES)
         self._callers: dict[str, dict[str, Voice]] = {}
+        self._tried: dict[str, int] = {}
+        """By caller: unix ms at which any of its connections, also one that is gone, was last
+        chosen to probe.
+        """
 
     def __iter__(self) -> Iterator[tuple[Who, Voice]]:
         for caller, voices in self._callers.items():
@@ -117,12 +129,12 @@ class Votes:
             voice.wants_at = now
         if counts:
             voice.state = outcome.state
-            if calls := min(outcome.calls, _MOST_CALLS):
+            if calls := min(outcome.calls, MOST_CALLS):
                 voice.count(calls, min(outcome.failures, calls), now // self._slice_ms)
         return voice
 
-    def verdict(self, now: int) -> str:
-        """Why the breaker should open; empty: it should not.
+    def verdict(self, now: int) -> Verdict | None:
+        """Whether the breaker should open, and why.
 
         More than half of the callers are against the node, each by more than half of its
         connections: because theirs are open, or, where there are enough calls in all of which
@@ -130,8 +142,9 @@ class Votes:
         """
         oldest = self._oldest(now)
         ratio = self._config.failure_ratio
-        callers = shut = failing = calls = failures = 0
-        for voices in self._callers.values():
+        users: list[str] = []
+        shut = failing = calls = failures = 0
+        for caller, voices in self._callers.items():
             used = used_shut = used_failing = 0
             for voice in voices.values():
                 some, failed = voice.sums(oldest)
@@ -143,14 +156,27 @@ class Votes:
                 is_shut = voice.state is not BreakerState.CLOSED
                 used_shut += is_shut
                 used_failing += is_shut or failed >= ratio * some
-            callers += used > 0
+            if used:
+                users.append(caller)
             shut += 2 * used_shut > used
             failing += 2 * used_failing > used
+        callers = len(users)
+        alone = users[0] if callers == 1 else ""
         if 2 * shut > callers:
-            return f"{shut} of {callers} callers let nothing through any more"
+            return Verdict(f"{shut} of {callers} callers let nothing through any more", alone)
         if 2 * failing > callers and calls >= self._config.min_calls and failures >= ratio * calls:
-            return f"{failures} of {calls} calls in {self._config.window_s:g} s failed"
-        return ""
+            window_s = self._config.window_s
+            return Verdict(f"{failures} of {calls} calls in {window_s:g} s failed", alone)
+        return None
+
+    def wanted_by_others(self, caller: str, since: int) -> bool:
+        """Whether any other caller has had a call that was refused, after `since`."""
+        return any(
+            voice.wants_at > since
+            for name, voices in self._callers.items()
+            if name != caller
+            for voice in voices.values()
+        )
 
     def summary(self, now: int) -> Summary:
         """Of all connections that made calls in the window."""
@@ -170,33 +196,41 @@ class Votes:
         for _, voice in self:
             voice.clear()
 
-    def sweep(self, now: int) -> None:
-        """Forget who has not been heard for a window."""
+    def sweep(self, now: int, *, windows: int = 1) -> None:
+        """Forget who has not been heard for so many windows."""
         for caller, voices in list(self._callers.items()):
             for connection, voice in list(voices.items()):
-                if now - voice.heard_at > self._window_ms:
+                if now - voice.heard_at > windows * self._window_ms:
                     del voices[connection]
             if not voices:
                 del self._callers[caller]
+        self._tried = {caller: at for caller, at in self._tried.items() if caller in self._callers}
 
     def by_turns(self) -> list[Who]:
         """Connections in the order in which they get to probe: those with a call to send that have
-        not had their chance since, then whose last chance is longest ago, then who was heard last;
-        one of each caller before the second of any.
+        not had their chance since; of these one of each caller before the second of any, first of
+        the caller whose last chance is longest ago, by whichever of its connections; of a caller's
+        own, whose last chance is longest ago, then who was heard last.
         """
-        turns: list[tuple[tuple[int, bool, int, int], Who]] = []
+        turns: list[tuple[tuple[bool, int, int, bool, int, int], Who]] = []
         for caller, voices in self._callers.items():
+            tried_at = self._tried.get(caller, 0)
             order = sorted(
                 ((voice.wants_at <= voice.tried_at, voice.tried_at, -voice.heard_at), connection)
                 for connection, voice in voices.items()
             )
             turns += [
-                ((place, *key), Who(caller, connection))
+                ((key[0], place, tried_at, *key), Who(caller, connection))
                 for place, (key, connection) in enumerate(order)
             ]
-        # Who has a call to send comes before who has none, whichever caller's it is.
-        turns.sort(key=lambda turn: (turn[0][1], turn[0][0], *turn[0][2:], turn[1]))
-        return [who for _, who in turns]
+        return [who for _, who in sorted(turns)]
+
+    def tries(self, who: Who, now: int) -> None:
+        """It was chosen to probe."""
+        self._tried[who.caller] = now
+        voice = self.voice(who)
+        if voice is not None:
+            voice.tried_at = now
 
     def __len__(self) -> int:
         return sum(map(len, self._callers.values()))

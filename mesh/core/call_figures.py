@@ -6,18 +6,21 @@ from __future__ import annotations
 
 from collections import Counter
 
+from mesh.core.breaker_votes import MOST_CALLS
 from mesh.core.latency import SlidingHistogram
 from mesh.wire.messages import VerbFigures, VerbOutcome
 
 WINDOW_S = 60.0
 _SLICES = 12
 _SLICE_S = WINDOW_S / _SLICES
-_MOST_VERBS = 200
+_MOST_ACTIONS = 200
+_PLAIN_VERBS = frozenset({"search", "fetch", "ping"})
+"""Always told of by name, however many actions there are."""
 OTHERS = "others"
-"""Verbs beyond that, together."""
-_MOST_CONNECTIONS = 10_000
-_MOST_CALLS = 1_000_000
-"""In one report. Nobody makes more in half a second."""
+"""Actions beyond that, together."""
+_MOST_CALLERS = 10_000
+_MOST_OF_ONE = 1_000_000
+"""Calls of one caller in a slice: more than all of its processes can make."""
 _COUNTED = ("calls", "failures", "retried", "hedged")
 
 
@@ -32,9 +35,9 @@ class _Figures:
     def add(self, outcome: VerbOutcome, now: float) -> None:
         counts = self.slices.setdefault(int(now // _SLICE_S), Counter())
         for name in _COUNTED:
-            counts[name] += min(getattr(outcome, name), _MOST_CALLS)
-        times = {number: n for number, n in outcome.latency.items() if n <= _MOST_CALLS}
-        self.latency.merge(times, now)
+            counts[name] += min(getattr(outcome, name), MOST_CALLS)
+        if sum(n for n in outcome.latency.values() if n > 0) <= outcome.calls:
+            self.latency.merge(outcome.latency, now)
 
     def sweep(self, now: float) -> bool:
         """Forget what is longer ago; whether anything is left."""
@@ -64,26 +67,35 @@ class _Figures:
         )
 
 
+class _Caller:
+    """What one caller told of."""
+
+    __slots__ = ("at", "calls", "slice")
+
+    def __init__(self) -> None:
+        self.at = 0.0
+        self.slice = -1
+        self.calls = 0
+        """In this slice."""
+
+
 class CallFigures:
     """Of all verbs. Times are seconds of a clock that never goes back."""
 
     def __init__(self) -> None:
         self._verbs: dict[str, _Figures] = {}
-        self._heard: dict[tuple[str, str], float] = {}
-        """By caller and connection: when it last told of calls. Whoever did longest ago is first.
-        """
+        self._heard: dict[str, _Caller] = {}
+        """Whoever told longest ago is first."""
 
-    def add(self, caller: str, connection: str, outcome: VerbOutcome, now: float) -> None:
-        """Take in what a connection tells."""
+    def add(self, caller: str, outcome: VerbOutcome, now: float) -> None:
+        """Take in what a caller tells; what it cannot have done is passed over."""
         if not (outcome.calls or outcome.retried or outcome.hedged):
             return
-        who = (caller, connection)
-        self._heard.pop(who, None)
-        self._heard[who] = now
-        if len(self._heard) > _MOST_CONNECTIONS:
-            del self._heard[next(iter(self._heard))]
+        if not self._believed(caller, outcome, now):
+            return
         verb = outcome.verb
-        if verb not in self._verbs and len(self._verbs) >= _MOST_VERBS:
+        most = _MOST_ACTIONS + len(_PLAIN_VERBS)
+        if verb not in self._verbs and verb not in _PLAIN_VERBS and len(self._verbs) >= most:
             verb = OTHERS
         figures = self._verbs.get(verb)
         if figures is None:
@@ -95,17 +107,29 @@ class CallFigures:
         self.sweep(now)
         return {verb: figures.now(now) for verb, figures in sorted(self._verbs.items())}
 
-    def connections(self, now: float) -> int:
+    def _believed(self, caller: str, outcome: VerbOutcome, now: float) -> bool:
+        told = self._heard.pop(caller, None) or _Caller()
+        self._heard[caller] = told
+        if len(self._heard) > _MOST_CALLERS:
+            del self._heard[next(iter(self._heard))]
+        told.at = now
+        piece = int(now // _SLICE_S)
+        if told.slice != piece:
+            told.slice, told.calls = piece, 0
+        told.calls += max(min(getattr(outcome, name), MOST_CALLS) for name in _COUNTED)
+        return told.calls <= _MOST_OF_ONE
+
+    def callers(self, now: float) -> int:
         """How many told of calls in the last minute."""
         self.sweep(now)
         return len(self._heard)
 
     def sweep(self, now: float) -> None:
         """Forget what is longer ago."""
-        for who, at in list(self._heard.items()):
-            if now - at <= WINDOW_S:
+        for caller, told in list(self._heard.items()):
+            if now - told.at <= WINDOW_S:
                 break
-            del self._heard[who]
+            del self._heard[caller]
         for verb, figures in list(self._verbs.items()):
             if not figures.sweep(now):
                 del self._verbs[verb]

@@ -1,8 +1,8 @@
 """Failure detector: events in, effects out.
 
 A node stands in one of five places. New: it beats, but has not answered a probe since it started
-(suspect). Up: its beats decide (healthy, stalled, overloaded, draining, or suspect when they stay
-out). Down: unreachable. Returned: it was down and beats again; unreachable until it answers a
+(suspect, unless it drains or stalls). Up: its beats decide (draining, stalled, suspect when they
+stay out, overloaded, or healthy: the first that applies). Down: unreachable. Returned: it was down and beats again; unreachable until it answers a
 probe. Waiting: it answers, but fell too often lately; unreachable for a while (see `flapping`).
 
 What others notice (the broker: a connection of it is gone; callers: nobody listened) is a reason to
@@ -78,12 +78,6 @@ _AT_WORK = (_Standing.UP, _Standing.WAITING)
 """It answered: losing it now is a fall."""
 
 
-_UNANSWERED = {
-    _Standing.NEW: (Health.SUSPECT, STARTED),
-    _Standing.RETURNED: (Health.UNREACHABLE, RETURNED),
-}
-
-
 @dataclass(slots=True)
 class _Node:
     incarnation: int
@@ -102,6 +96,8 @@ class _Node:
     stalled: bool = False
     overloaded: bool = False
     draining: bool = False
+    drained_after: int = -1
+    """Heartbeats up to this one may have been made before the node said that it drains."""
     doubted: bool = False
     """Only a probe can tell more, and one has been asked for."""
     questioned: bool = False
@@ -223,10 +219,12 @@ class FailureDetector:
                 return self._answered(slug, incarnation, now)
             case ConnectionLost(slug) | Doubted(slug):
                 return self._question(slug, now)
-            case NodeDraining(slug, incarnation):
+            case NodeDraining(slug, incarnation, sequence):
                 node = self._current(slug, incarnation, now)
-                if node is not None:
-                    node.draining = True
+                if node is None or 0 < sequence < node.sequence:
+                    return None  # a heartbeat that was made later has been heard
+                node.draining = True
+                node.drained_after = sequence
                 return node
             case NodeStopped(slug, incarnation):
                 node = self._current(slug, incarnation, now)
@@ -295,7 +293,8 @@ class FailureDetector:
             node.standing = _Standing.RETURNED
         node.sequence = event.sequence
         node.beat_at = now
-        told = (event.lag_s > self._stalled_lag_s, event.overloaded, event.draining)
+        draining = event.draining or event.sequence <= node.drained_after
+        told = (event.lag_s > self._stalled_lag_s, event.overloaded, draining)
         if _is_calm(node) and told == (node.stalled, node.overloaded, node.draining):
             return None  # nearly every time
         node.stalled, node.overloaded, node.draining = told
@@ -338,26 +337,24 @@ class FailureDetector:
         node.doubted, node.questioned = doubted, False
 
     def _verdict(self, node: _Node, now: float) -> tuple[Health, str]:
-        if node.standing is not _Standing.UP:
-            return self._not_up(node)
-        for applies, health, reason in (
-            (self._beat_age(node, now) > self._suspect_s, Health.SUSPECT, BEATS_MISSING),
-            (node.draining, Health.DRAINING, DRAINING),
-            (node.stalled, Health.STALLED, LAGGING),
-            (node.overloaded, Health.OVERLOADED, OVERLOADED),
-        ):
-            if applies:
-                return health, reason
-        return _WELL
-
-    def _not_up(self, node: _Node) -> tuple[Health, str]:
         match node.standing:
             case _Standing.DOWN:
                 return Health.UNREACHABLE, node.why_down
             case _Standing.WAITING:
                 return Health.UNREACHABLE, node.why_waiting
-            case _:
-                return _UNANSWERED[node.standing]
+            case _Standing.RETURNED:
+                return Health.UNREACHABLE, RETURNED
+        # Callers still ask a suspect node: never one that said it takes no work, or hangs.
+        for applies, health, reason in (
+            (node.draining, Health.DRAINING, DRAINING),
+            (node.stalled, Health.STALLED, LAGGING),
+            (node.standing is _Standing.NEW, Health.SUSPECT, STARTED),
+            (self._beat_age(node, now) > self._suspect_s, Health.SUSPECT, BEATS_MISSING),
+            (node.overloaded, Health.OVERLOADED, OVERLOADED),
+        ):
+            if applies:
+                return health, reason
+        return _WELL
 
     def _doubted(self, node: _Node, now: float) -> bool:
         """Whether only a probe can tell more: worth one at once, and again every interval."""

@@ -49,10 +49,13 @@ class Doubted:
 
 @dataclass(frozen=True, slots=True)
 class NodeDraining:
-    """The node takes no new work from now on; its heartbeats say so too, a little later."""
+    """The node takes no new work from now on; its heartbeats say so too, after the one numbered
+    `sequence`.
+    """
 
     node: str
     incarnation: int
+    sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,6 @@ def of_node(node: str) -> Permissions:
         publish=(
             subjects.heartbeat(node),
             f"{PREFIX}.evt.{node}.*",
-            f"{PREFIX}.outcome.{node}",
             f"{PREFIX}.history.{node}.*.*",
             f"{PREFIX}.re.{node}.>",
             f"{PREFIX}.re.srv.>",

@@ -21,6 +21,11 @@ _WORTH_TELLING_MS = 0.5
 """Change of the search time below which it is noise, whatever the share."""
 
 
+_MOST_BUSY = 2**30
+_MOST_MS = 1e6
+"""Beyond either there is nothing to choose between, and callers must be able to reckon with it."""
+
+
 class ReportedLoad:
     """One life of one node. `load` is what to tell."""
 
@@ -32,7 +37,7 @@ class ReportedLoad:
 
     def heard(self, beat: Heartbeat) -> NodeLoad:
         """Take a heartbeat; the same object as before while there is nothing new to tell."""
-        busy = beat.in_flight + beat.queued
+        busy = min(beat.in_flight + beat.queued, _MOST_BUSY)
         self._peak = max(float(busy), self._peak * _FADE)
         told = self.load
         search = beat.verbs.get("search")
@@ -55,4 +60,4 @@ def _steady(told_ms: float, now_ms: float) -> float:
         _WORTH_TELLING_MS if told_ms else 0.0, _WORTH_TELLING * told_ms
     ):
         return told_ms
-    return float(f"{now_ms:.2g}")
+    return float(f"{min(now_ms, _MOST_MS):.2g}")

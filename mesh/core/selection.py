@@ -1,13 +1,16 @@
 """Which replicas of a shard may be asked now, and why the others not.
 
-In tiers: healthy ones; those that are suspect or overloaded; those where nobody listened a moment
-ago. Only the best tier that has somebody is asked. A replica whose breaker waits for a probe gets
-the next first attempt, alone: while there are others to repeat the call at, a probe costs nobody an
-answer, and a replica that has recovered is back soon whatever the balancer thinks of its past.
+In tiers: healthy ones; those that are suspect or overloaded; those whose breaker is open; those
+where nobody listened a moment ago. Only the best tier that has somebody is asked. A replica whose
+breaker waits for a probe gets the next first attempt, alone: while there are others to repeat the
+call at, a probe costs nobody an answer, and a replica that has recovered is back soon whatever the
+balancer thinks of its past.
 
 Breakers eject at most half of the replicas that could be asked while another one's is closed;
-beyond that, those that opened last stay in rotation, since the few that are left would not bear the
-load of all. Source: Envoy, outlier detection (`max_ejection_percent`).
+beyond that, those that opened last stay, since the few that are left might not bear the load of
+all. They stay as a reserve: calls go to them once the closed ones have as many in flight as they
+may have, or have been asked already. In turn with the others they would fail calls for which there
+is room elsewhere. Source: Envoy, outlier detection (`max_ejection_percent`).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ Skip = tuple[str, str]
 
 AWAY = "nobody listened there a moment ago"
 TRIED = "asked already"
-_BEST, _DOUBTFUL, _AWAY = range(3)
+_BEST, _DOUBTFUL, _RESERVE, _AWAY = range(4)
 
 # Looking up a member of an enum takes as long as all the rest of a check.
 _HEALTHY, _ACTIVE, _CLOSED = Health.HEALTHY, Status.ACTIVE, BreakerState.CLOSED
@@ -71,7 +74,7 @@ def usable(
             and node.status is _ACTIVE
             and (breaker is None or breaker.state is _CLOSED)
             and now >= away_until
-            and load.in_flight < max_in_flight
+            and load.node.count < max_in_flight
             and node.slug not in tried
         ):
             fine.append(candidate)
@@ -84,33 +87,28 @@ def usable(
     return _sorted_out(fine, odd, skips, now, max_in_flight=max_in_flight, tried=tried)
 
 
-def circuit_opens_in_s(candidates: Sequence[Candidate], now: float) -> float | None:
-    """Seconds until a breaker lets a call through to a replica that could be asked otherwise; None:
-    no breaker is in the way of any.
-    """
-    return min(
-        (
-            candidate.breaker.retry_after_s(now)
-            for candidate in candidates
-            if candidate.breaker is not None
-            and not candidate.breaker.admits(now)
-            and not refusal(candidate.node)
-        ),
-        default=None,
-    )
+def broken(candidates: Sequence[Candidate], now: float) -> list[Candidate]:
+    """Those that could be asked if it were not for their breakers, which admit nobody."""
+    return [
+        candidate
+        for candidate in candidates
+        if candidate.breaker is not None
+        and not candidate.breaker.admits(now)
+        and not refusal(candidate.node)
+    ]
 
 
-def ejected(broken: Sequence[Candidate], askable: int) -> Sequence[Candidate]:
+def ejected(out: Sequence[Candidate], askable: int) -> Sequence[Candidate]:
     """Those that breakers take out of rotation while another one's is closed.
 
     Args:
-        broken: Those whose breakers admit nobody.
-        askable: How many could be asked if it were not for breakers, `broken` counted in.
+        out: Those whose breakers admit nobody.
+        askable: How many could be asked if it were not for breakers, `out` counted in.
     """
     most = askable // 2
-    if len(broken) <= most:
-        return broken
-    return sorted(broken, key=_opened_at)[:most]
+    if len(out) <= most:
+        return out
+    return sorted(out, key=_opened_at)[:most]
 
 
 def _sorted_out(
@@ -124,7 +122,7 @@ def _sorted_out(
 ) -> tuple[Sequence[Candidate], list[Skip]]:
     """`odd`: those that the route table allows, but something else is wrong with."""
     out = _ejected_of([*fine, *odd], now)
-    tiers: tuple[list[Candidate], ...] = (fine, [], [])
+    tiers: tuple[list[Candidate], ...] = (fine, [], [], [])
     for candidate in odd:
         why = _hindrance(candidate, max_in_flight, tried, out)
         if why:
@@ -151,26 +149,20 @@ def _hindrance(
     if slug in tried:
         return TRIED
     if slug in out and candidate.breaker is not None:
-        breaker = candidate.breaker
-        reason = f": {breaker.reason}" if breaker.reason else ""
-        return f"circuit {breaker.state.value.replace('_', ' ')}{reason}"
-    if candidate.load.in_flight >= max_in_flight:
-        return f"{candidate.load.in_flight} calls to it in flight"
+        return _circuit(candidate.breaker)
+    if candidate.load.node.count >= max_in_flight:
+        return f"{candidate.load.node.count} calls to it in flight"
     return ""
 
 
 def _ejected_of(askable: Sequence[Candidate], now: float) -> Collection[str]:
-    broken = [
-        candidate
-        for candidate in askable
-        if candidate.breaker is not None and not candidate.breaker.admits(now)
-    ]
+    out: Sequence[Candidate] = broken(askable, now)
     if any(
         candidate.breaker is None or candidate.breaker.state is BreakerState.CLOSED
         for candidate in askable
     ):
-        return {candidate.node.slug for candidate in ejected(broken, len(askable))}
-    return {candidate.node.slug for candidate in broken}
+        out = ejected(out, len(askable))
+    return {candidate.node.slug for candidate in out}
 
 
 def _awaits_probe(candidate: Candidate, now: float) -> bool:
@@ -181,11 +173,22 @@ def _awaits_probe(candidate: Candidate, now: float) -> bool:
 def _tier(candidate: Candidate, now: float) -> int:
     if now < candidate.away_until:
         return _AWAY
+    if candidate.breaker is not None and not candidate.breaker.admits(now):
+        return _RESERVE
     return _BEST if candidate.node.health is Health.HEALTHY else _DOUBTFUL
 
 
 def _doubt(candidate: Candidate, now: float) -> str:
-    return AWAY if now < candidate.away_until else f"{candidate.node.health.value}; others are not"
+    """Why another tier goes before this one's."""
+    tier = _tier(candidate, now)
+    if tier == _RESERVE and candidate.breaker is not None:
+        return _circuit(candidate.breaker)
+    return AWAY if tier == _AWAY else f"{candidate.node.health.value}; others are not"
+
+
+def _circuit(breaker: Breaker) -> str:
+    reason = f": {breaker.reason}" if breaker.reason else ""
+    return f"circuit {breaker.state.value.replace('_', ' ')}{reason}"
 
 
 def _opened_at(candidate: Candidate) -> float:

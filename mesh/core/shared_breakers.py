@@ -1,6 +1,12 @@
 """Breakers that all callers share: opened by most of those who use a verb of a node, probed by a
 few whom the masters name, closed for all when the probes succeed.
 
+Nobody's word alone shuts others out. Where one caller alone has used the verb, and has one
+connection, its own breaker is enough; where it has several, theirs becomes one for all of them, and
+of everybody else: but the first other caller with a call for it gets to try it at once. Probes that
+failed open it again unless as many callers' succeeded as callers' failed: then others are named, or
+it closes, and each caller's own breaker says what is true for it.
+
 Each change is a word with a new turn, later than every one before. While a breaker is half open
 never more probes are allowed, or still run, than `success_threshold`: an allowance ends with the
 `until` of its word, and who says that its probe still runs is named again, in nobody else's place.
@@ -15,8 +21,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from mesh.config import BreakerConfig
 from mesh.core.breaker_votes import Votes, Who
+from mesh.core.connections import Connections
 from mesh.types import BreakerState
 from mesh.wire.messages import BreakerInfo, BreakerWord, VerbOutcome
 
@@ -33,6 +42,13 @@ IDLE_MS = 60_000
 TOLD_MS = 60_000
 """How long it is said that a breaker has closed."""
 _MOST_VERBS = 256
+_MOST_DECIDED = 256
+"""In one tick; the others have their turn in the next ones."""
+_MOST_VOICES = 50_000
+"""Of one caller: each is one connection's word about one breaker."""
+_SILENT_WINDOWS = 10
+"""After that, who used a breaker that is not closed will not come back to probe it."""
+_SEVERAL = 2
 _MOST_AHEAD_MS = 60_000
 """Of our clock may another master's turn be."""
 
@@ -49,8 +65,8 @@ class _Shared:
     """One breaker."""
 
     __slots__ = (
-        "_config", "calm_at", "carried", "dirty", "granted", "heard_turn", "results", "since",
-        "times", "turn", "votes", "word",
+        "_config", "against", "alone", "calm_at", "carried", "dirty", "granted", "heard_turn",
+        "in_favour", "results", "since", "times", "turn", "votes", "word",
     )  # fmt: skip
 
     def __init__(self, config: BreakerConfig) -> None:
@@ -71,6 +87,12 @@ class _Shared:
         """Probes that succeeded and failed, of those granted."""
         self.carried = 0
         """Successes of the words before, since it became half open."""
+        self.against: set[str] = set()
+        self.in_favour: set[str] = set()
+        """Callers whose probes failed, and those whose only succeeded, since it became half open.
+        """
+        self.alone = ""
+        """The one caller on whose word it is open."""
         self.dirty = False
 
     @property
@@ -95,46 +117,69 @@ class _Shared:
         succeeded = max(succeeded, min(outcome.probes_succeeded, most))
         failed = max(failed, min(outcome.probes_failed, most))
         self.results[who] = succeeded, failed
+        if failed:
+            self.against.add(who.caller)
+            self.in_favour.discard(who.caller)
+        elif succeeded and who.caller not in self.against:
+            self.in_favour.add(who.caller)
 
     # -- deciding ----------------------------------------------------------------------------------
 
-    def tick(self, now: int) -> bool:
+    def tick(self, now: int, connections: Connections) -> bool:
         """What is due; True if there is a new word, or one less."""
         match self.state:
             case BreakerState.CLOSED:
-                return self._while_closed(now)
+                return self._while_closed(now, connections)
             case BreakerState.OPEN:
-                if self.word is None or now < self.word.until:
-                    return False
-                self.calm_at, self.carried = now, 0
-                self._choose(now, {})
-                return True
+                return self._while_open(now)
             case BreakerState.HALF_OPEN:
                 return self._while_half_open(now)
 
-    def _while_closed(self, now: int) -> bool:
+    def _while_closed(self, now: int, connections: Connections) -> bool:
         if self.dirty and self._config.enabled:
             self.dirty = False
-            if why := self.votes.verdict(now):
-                self._open(now, why)
+            verdict = self.votes.verdict(now)
+            if verdict and not (verdict.alone and connections.count(verdict.alone) < _SEVERAL):
+                self.alone = verdict.alone
+                self._open(now, verdict.why)
                 return True
         if self.word is not None and now - self.since >= TOLD_MS:
             self.word = None
             return True
         return False
 
+    def _while_open(self, now: int) -> bool:
+        heard, self.dirty = self.dirty, False
+        is_due = self.word is not None and now >= self.word.until
+        if heard and self.alone and not is_due:
+            is_due = self.votes.wanted_by_others(self.alone, self.since)
+        if is_due:
+            self.calm_at, self.carried = now, 0
+            self.against, self.in_favour = set(), set()
+            self._choose(now, {})
+        return is_due
+
     def _while_half_open(self, now: int) -> bool:
         heard, self.dirty = self.dirty, False
         succeeded = self.carried + sum(good for good, _ in self.results.values())
-        failed = sum(bad for _, bad in self.results.values())
-        nobody_named = heard and not self.granted
-        if failed:
+        is_late = self.word is not None and now >= self.word.until + SETTLE_MS
+        awaited = [
+            who
+            for who, most in self.granted.items()
+            if not is_late and sum(self.results.get(who, (0, 0))) < most
+        ]
+        others_may_tell = any(who.caller not in self.against for who in awaited)
+        outvoted = len(self.against) <= len(self.in_favour)
+        to_choose = not awaited if self.granted else heard or is_late
+        if self.against and not outvoted and not others_may_tell:
+            if self.against != {self.alone}:
+                self.alone = ""
             self._open(now, "a probe failed")
         elif succeeded >= self._config.success_threshold:
             self.close(now, f"{succeeded} probes succeeded")
-        elif nobody_named or (self.word is not None and now >= self.word.until + SETTLE_MS):
+        elif to_choose:
             running = self._running(now)
-            if running or succeeded > self.carried:
+            if running or any(map(sum, self.results.values())):
                 self.calm_at = now
             self.carried = succeeded
             if now - self.calm_at >= IDLE_MS:
@@ -175,9 +220,7 @@ class _Shared:
         for place in range(missing if turns else 0):
             who = turns[place % len(turns)]
             granted[who] = granted.get(who, 0) + 1
-            voice = self.votes.voice(who)
-            if voice is not None:
-                voice.tried_at = now
+            self.votes.tries(who, now)
         reason = "" if self.word is None else self.word.reason
         self._say(
             BreakerState.HALF_OPEN, now, until=now + CHOICE_MS, reason=reason, granted=granted
@@ -201,7 +244,12 @@ class _Shared:
         for who, calls in self.granted.items():
             probers[who.connection] += calls
         self.word = BreakerWord(
-            state=state, turn=self.turn, until=until, probers=dict(probers), reason=reason
+            state=state,
+            turn=self.turn,
+            until=until,
+            for_ms=max(until - now, 0),
+            probers=dict(probers),
+            reason=reason,
         )
 
     def follow(self, word: BreakerWord | None, now: int) -> None:
@@ -212,6 +260,10 @@ class _Shared:
         if word.turn <= self.turn:
             return
         was_open = self.state is BreakerState.OPEN
+        most_ms = round(self._config.retry_timeout_s * self._config.max_backoff * 1000)
+        until = min(word.until, now + (word.for_ms or max(most_ms, CHOICE_MS)))  # clocks differ
+        if until != word.until:
+            word = msgspec.structs.replace(word, until=until)
         if word.state is BreakerState.OPEN:
             self.times += not was_open
         elif word.state is BreakerState.CLOSED:
@@ -221,6 +273,7 @@ class _Shared:
             self.calm_at = now
         self.turn, self.since, self.word = word.turn, now, word
         self.results, self.granted, self.carried = {}, {}, 0
+        self.against, self.in_favour, self.alone = set(), set(), ""
         for who, _ in self.votes:
             if who.connection in word.probers:
                 self.granted.setdefault(who, word.probers[who.connection])
@@ -258,6 +311,10 @@ class SharedBreakers:
     def __init__(self, config: BreakerConfig) -> None:
         self._config = config
         self._nodes: dict[str, _Node] = {}
+        self._connections = Connections()
+        self._voices: Counter[str] = Counter()
+        """By caller, since the last sweep."""
+        self._decided = 0
 
     def nodes(self) -> list[str]:
         """Those of which anything is known."""
@@ -269,29 +326,44 @@ class SharedBreakers:
         if known is None or known.incarnation != incarnation:
             self._nodes[node] = _Node(incarnation)
 
-    def forget(self, node: str) -> bool:
-        """The node is no more; whether there was anything to say of it."""
-        known = self._nodes.pop(node, None)
-        return known is not None and any(one.word is not None for one in known.breakers.values())
+    def forget(self, node: str) -> None:
+        """The node is no more."""
+        self._nodes.pop(node, None)
 
     def heard(self, caller: str, connection: str, outcome: VerbOutcome, now: int) -> None:
         """A report of `caller`, as the broker names it. What is of another life of the node than
         the one that `lives`, is passed over.
         """
         known = self._nodes.get(outcome.node)
-        if known is not None and known.incarnation == outcome.incarnation:
-            breaker = self._breaker(known, outcome.verb)
-            if breaker is not None:
-                breaker.heard(Who(caller, connection), outcome, now)
+        if known is None or known.incarnation != outcome.incarnation:
+            return
+        breaker = self._breaker(known, outcome.verb)
+        if breaker is None or not self._connections.heard(caller, connection, now):
+            return
+        who = Who(caller, connection)
+        if breaker.votes.voice(who) is None:
+            if self._voices[caller] >= _MOST_VOICES:
+                return
+            self._voices[caller] += 1
+        breaker.heard(who, outcome, now)
 
     def tick(self, now: int) -> list[Change]:
         """Decide what is due."""
+        due = [
+            (node, verb, breaker)
+            for node, known in self._nodes.items()
+            for verb, breaker in known.breakers.items()
+            if breaker.dirty or breaker.word is not None
+        ]
+        if len(due) > _MOST_DECIDED:
+            start = self._decided % len(due)
+            due = (due[start:] + due[:start])[:_MOST_DECIDED]
+            self._decided = start + _MOST_DECIDED
         changes = []
-        for node, known in self._nodes.items():
-            for verb, breaker in known.breakers.items():
-                if (breaker.dirty or breaker.word is not None) and breaker.tick(now):
-                    word = breaker.word or BreakerWord(state=BreakerState.CLOSED, turn=breaker.turn)
-                    changes.append(Change(node, verb, word))
+        for node, verb, breaker in due:
+            if breaker.tick(now, self._connections):
+                word = breaker.word or BreakerWord(state=BreakerState.CLOSED, turn=breaker.turn)
+                changes.append(Change(node, verb, word))
         return changes
 
     def words(self, node: str) -> dict[str, BreakerWord]:
@@ -347,14 +419,18 @@ class SharedBreakers:
 
     def sweep(self, now: int) -> None:
         """Forget who has not been heard for a window, and breakers of which nothing is known.
-        Those who used one that is not closed stay: they will have to probe it.
+        Those who used one that is not closed stay longer: they will have to probe it.
         """
+        self._connections.sweep(now - round(self._config.window_s * 1000))
+        self._voices.clear()
         for node, known in list(self._nodes.items()):
             for verb, breaker in list(known.breakers.items()):
-                if breaker.state is BreakerState.CLOSED:
-                    breaker.votes.sweep(now)
-                    if breaker.word is None and not len(breaker.votes):
-                        del known.breakers[verb]
+                is_closed = breaker.state is BreakerState.CLOSED
+                breaker.votes.sweep(now, windows=1 if is_closed else _SILENT_WINDOWS)
+                if breaker.word is None and not len(breaker.votes):
+                    del known.breakers[verb]
+                    continue
+                self._voices.update(who.caller for who, _ in breaker.votes)
             if not known.breakers:
                 del self._nodes[node]
 

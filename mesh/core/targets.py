@@ -28,7 +28,8 @@ def one(table: RouteTable, action: str, params: Mapping[str, Any], node: str | N
     """The node that runs an action: the one that is named, else the only one that qualifies.
 
     Raises:
-        BadRequestError: Nobody offers the action, or not exactly one node qualifies.
+        BadRequestError: The named node, or nobody, offers the action, or not exactly one node
+            qualifies.
         NotFoundError: Unknown node.
         UnavailableError: It is not active; or nobody named it and it cannot be asked now.
     """
@@ -36,6 +37,12 @@ def one(table: RouteTable, action: str, params: Mapping[str, Any], node: str | N
         named = _known(table, node, "node")
         if inactive := _inactive(named):
             raise inactive
+        # Of a node that has never been there, nobody knows what it offers.
+        if named.actions and action not in named.actions:
+            raise BadRequestError(
+                f"unknown action {action!r}; {named.slug} offers: "
+                + ", ".join(sorted(named.actions))
+            )
         return named.slug
     able = _able(table, action)
     held = params.get("collection")

@@ -60,8 +60,18 @@ class Bus(Protocol):
         """How often something came from the broker. Whoever sees it grow knows that it is there."""
         ...
 
-    def ask(self, subject: str, payload: bytes, *, responder: str, timeout_s: float) -> Pending:
+    def ask(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        responder: str,
+        timeout_s: float,
+        first_s: float = 0.0,
+    ) -> Pending:
         """Send a request; its future ends in the one reply of `responder`, or as `request` does.
+        With `first_s`, if nothing has come after so many seconds, `future` ends empty and is from
+        then on another one, which ends as said: no task is needed to wait for so long only.
 
         Raises:
             DisconnectedError: The broker is away; nothing was sent.
@@ -69,9 +79,9 @@ class Bus(Protocol):
         """
         ...
 
-    def abandon(self, responder: str, error: MeshError) -> int:
-        """Nothing will come of what was asked of `responder` so far: each of these requests ends in
-        `error`. How many there were.
+    def abandon(self, responder: str, error: MeshError, *, older_than_s: float = 0.0) -> int:
+        """Nothing will come of what was asked of `responder` so many seconds ago or before: each of
+        these requests ends in `error`. How many there were.
         """
         ...
 

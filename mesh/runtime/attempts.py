@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
-from mesh.core.breaker import Outcome, Permit
+from mesh.core.breaker import Outcome, Permit, had_its_time
 from mesh.core.latency import bucket
 from mesh.errors import DeadlineExceededError, MeshError, NoRespondersError
 from mesh.ports import Bus, Clock, Pending
+from mesh.runtime.background import Background
 from mesh.runtime.outcome_reports import OutcomeReports
 from mesh.runtime.peers import Lane, Peers
 from mesh.wire import codec
@@ -32,6 +34,8 @@ ELSEWHERE = _FAILED | _PUSHED_BACK | GONE | {"disconnected"}
 
 _FULL_S = 0.25
 """How long who has no place for more is spared, where it does not say."""
+_PONG_S = 0.05
+"""How long the broker has to say that it is there."""
 
 
 def tail_of(request: Request) -> bytes:
@@ -85,11 +89,25 @@ class Attempts:
         self._peers = peers
         self._reports = reports
         self._chance = chance
+        self._background = Background(clock)
+        self._overdue: list[tuple[Attempt, float]] = []
+        """Whose time was up, and when; nobody knows yet whether that is to blame on the node."""
+        self._judged = asyncio.Event()
+        self._judged.set()
+        self._mute_at = float("-inf")
+        """When the broker was last found silent (monotonic s)."""
 
     def begin(
-        self, lane: Lane, permit: Permit | None, tail: bytes, now: float, timeout_s: float
+        self,
+        lane: Lane,
+        permit: Permit | None,
+        tail: bytes,
+        now: float,
+        timeout_s: float,
+        *,
+        first_s: float = 0.0,
     ) -> Attempt:
-        """Send a request; its node has `timeout_s` seconds.
+        """Send a request; its node has `timeout_s` seconds. `first_s`: as `Bus.ask` has it.
 
         Raises:
             MeshError: Nothing was sent, and nothing of it is left here.
@@ -102,6 +120,7 @@ class Attempts:
                 b'{"deadline":%d%b' % (deadline, tail),
                 responder=lane.slug,
                 timeout_s=timeout_s,
+                first_s=first_s,
             )
         except BaseException:
             self._free(attempt, now)
@@ -130,7 +149,7 @@ class Attempts:
             raise
         now = self._clock.monotonic()
         attempt.open = False
-        lane.load.returned(attempt.token, now, counts=True)
+        lane.load.answered(attempt.token, now)
         tally = lane.tally
         tally.calls += 1
         index = bucket((now - attempt.began) * 1000)
@@ -138,9 +157,10 @@ class Attempts:
         self._settle(attempt, Outcome.SUCCESS, now)
         return value, now
 
-    def drop(self, attempt: Attempt, now: float) -> None:
+    def drop(self, attempt: Attempt, now: float, *, beaten: bool = False) -> None:
         """Nobody waits for this attempt any more; it says nothing against its node, but that it
-        takes at least as long as this.
+        takes at least as long as this. `beaten`, another node has answered meanwhile: then one
+        that had its time has failed.
         """
         if not attempt.open:
             return
@@ -148,8 +168,14 @@ class Attempts:
         future = attempt.pending.future
         if future.done() and not future.cancelled():
             future.exception()  # seen; else asyncio tells of an error that nobody fetched
-        known_ms = attempt.lane.load.ewma_ms or 0.0
-        self._free(attempt, now, counts=(now - attempt.began) * 1000 > known_ms)
+        load = attempt.lane.load
+        if beaten and self._had_its_time(attempt, now):
+            attempt.open = False
+            load.failed(attempt.token, now)
+            self._judge(attempt, now, now)  # the broker has brought the other's answer
+        else:
+            known_ms = load.ewma_ms or 0.0
+            self._free(attempt, now, counts=(now - attempt.began) * 1000 > known_ms)
 
     def _failed(self, attempt: Attempt, error: MeshError) -> None:
         now = self._clock.monotonic()
@@ -157,14 +183,18 @@ class Attempts:
         if kind in _FAILED:
             attempt.open = False
             late = isinstance(error, DeadlineExceededError)
-            # One that fails at once is not quick: its time would draw calls to it.
-            lane.load.returned(attempt.token, now, counts=late)
-            tally.calls += 1
-            tally.failures += 1
-            if late:
-                index = bucket((now - attempt.began) * 1000)
-                tally.latency[index] = tally.latency.get(index, 0) + 1
-            self._settle(attempt, Outcome.FAILURE, now)
+            if late and not self._had_its_time(attempt, now):
+                lane.load.returned(attempt.token, now, counts=True)
+            else:
+                lane.load.failed(attempt.token, now)
+            if not late:
+                tally.calls += 1
+                tally.failures += 1
+                self._settle(attempt, Outcome.FAILURE, now)
+            elif attempt.pending.future.exception() is None:
+                self._judge(attempt, now, now)  # it is the node that says so
+            else:
+                self._suspect(attempt, now)
             return
         if kind in _PUSHED_BACK:
             tally.pushed_back += 1
@@ -174,6 +204,59 @@ class Attempts:
             tally.gone += kind == "no_responders"
             self._peers.away(lane.slug, now)
         self._free(attempt, now)
+
+    # -- no answer in time -------------------------------------------------------------------------
+
+    def _suspect(self, attempt: Attempt, now: float) -> None:
+        """No answer came: of the node, or of a broker that hangs, for which no node is to blame."""
+        self._overdue.append((attempt, now))
+        if self._judged.is_set():
+            self._judged.clear()
+            self._background.spawn("ask the broker", self._ask_broker())
+
+    async def judged(self) -> None:
+        """Return when breakers know of every attempt that was late so far: at once, or after a
+        round trip to the broker, or after 50 ms of its silence.
+        """
+        await self._judged.wait()
+
+    async def _ask_broker(self) -> None:
+        """Once for all that were late together."""
+        reads, there = self._bus.reads, False
+        try:
+            await self._bus.flush(timeout_s=_PONG_S)
+            there = True
+        except MeshError:
+            there = self._bus.connected and self._bus.reads != reads
+        finally:
+            self._judged.set()
+            now = self._clock.monotonic()
+            if not there:
+                self._mute_at = now
+            overdue, self._overdue = self._overdue, []
+            for attempt, late_at in overdue:
+                self._judge(attempt, late_at, now)
+
+    def _judge(self, attempt: Attempt, late_at: float, now: float) -> None:
+        """A late attempt counts against its node, unless it was its caller who did not wait; or the
+        broker was silent while it ran: then nobody can tell, also where the broker has come to
+        since.
+        """
+        if attempt.began < self._mute_at or not self._had_its_time(attempt, late_at):
+            self._settle(attempt, Outcome.IGNORED, now)
+            return
+        tally = attempt.lane.tally
+        tally.calls += 1
+        tally.failures += 1
+        index = bucket((late_at - attempt.began) * 1000)
+        tally.latency[index] = tally.latency.get(index, 0) + 1
+        self._settle(attempt, Outcome.FAILURE, now)
+
+    @staticmethod
+    def _had_its_time(attempt: Attempt, now: float) -> bool:
+        return had_its_time((now - attempt.began) * 1000, attempt.lane.load.usual_ms)
+
+    # -- ends --------------------------------------------------------------------------------------
 
     def _free(self, attempt: Attempt, now: float, *, counts: bool = False) -> None:
         attempt.open = False

@@ -7,6 +7,7 @@ that a takeover starts warm.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
@@ -14,10 +15,11 @@ from uuid_utils import uuid7
 
 from mesh.config import BreakerConfig
 from mesh.core.call_figures import CallFigures
+from mesh.core.rate_limit import RateLimiter
 from mesh.core.seldom import Seldom
 from mesh.core.shared_breakers import SharedBreakers
 from mesh.core.trace_log import TraceLog
-from mesh.errors import InvalidError, MeshError, NotFoundError
+from mesh.errors import BadRequestError, InvalidError, MeshError, NotFoundError
 from mesh.ports import Audit, Bus, Clock, Message, Subscription, Verb
 from mesh.runtime.background import Background
 from mesh.runtime.issued_tokens import who
@@ -45,6 +47,9 @@ _TICK_S = 0.05
 _SWEEP_S = 5.0
 _RESET = subjects.event("master", "breakers-reset")
 """Heard by all masters; said by them alone: no node is called `master`."""
+_REPORTS_PER_S = 500
+"""Of one caller, all of its connections together: two a second of each, and a few at once."""
+_RESETS_KEPT = 64
 _PLAIN_VERBS = frozenset({"search", "fetch", "ping"})
 
 
@@ -88,11 +93,13 @@ class BreakerBoard:
         self._traces = TraceLog()
         self._seldom = Seldom()
         self._swept_at = clock.monotonic()
-        self._own_resets: set[str] = set()
+        self._reports = RateLimiter(_REPORTS_PER_S, 1.0)
+        self._own_resets: deque[str] = deque(maxlen=_RESETS_KEPT)
+        """The last ones; each comes back once."""
         self._subscriptions: list[Subscription] = []
-        self.leading = True
+        self.leading = False
         self.dropped = 0
-        """Reports refused for their subject or form."""
+        """Reports refused for their subject, form or number."""
         self.verbs: Mapping[str, tuple[type[Request], Verb]] = {
             "breakers": (BreakersQuery, self._list),
             "breakers-reset": (BreakersReset, self._reset),
@@ -140,30 +147,27 @@ class BreakerBoard:
 
     def figures(self) -> tuple[dict[str, VerbFigures], dict[str, int], int]:
         """Of the last minute: figures by verb, how many breakers are open and half open, and how
-        many connections told of calls.
+        many callers told of calls.
         """
         now = self._clock.monotonic()
         states = self._shared.states()
         breakers = {
             state.value: states[state] for state in (BreakerState.OPEN, BreakerState.HALF_OPEN)
         }
-        return self._figures.by_verb(now), breakers, self._figures.connections(now)
-
-    def forget(self, node: str) -> None:
-        """The node is registered no more."""
-        if self._shared.forget(node):
-            self._on_change()
+        return self._figures.by_verb(now), breakers, self._figures.callers(now)
 
     # -- what is heard -----------------------------------------------------------------------------
 
     def _on_outcomes(self, message: Message) -> None:
+        now_ms, now = self._clock.unix_ms(), self._clock.monotonic()
         try:
             _, caller = subjects.parts(message.subject)
+            if not self._reports.check(caller, now).allowed:
+                raise BadRequestError(f"{caller} tells of its calls too often")
             told = codec.decode(message.data, Outcomes)
         except (MeshError, ValueError) as error:
             self._drop(message, error)
             return
-        now_ms, now = self._clock.unix_ms(), self._clock.monotonic()
         for outcome in told.verbs:
             self._hear(caller, told.connection, outcome, now_ms, now)
         for trace in told.traces:
@@ -176,7 +180,7 @@ class BreakerBoard:
         record = self._know(outcome.node)
         if record is None or not _offers(record, outcome.verb):
             return
-        self._figures.add(caller, connection, outcome, now)
+        self._figures.add(caller, outcome, now)
         if outcome.incarnation == record.incarnation:
             self._shared.heard(caller, connection, outcome, now_ms)
             if outcome.gone:
@@ -243,13 +247,9 @@ class BreakerBoard:
             message = f"{record.slug} offers no {asked.verb[:80]!r}; " + _offered(record)
             raise InvalidError(message, fields={"verb": [message]})
         order = BreakersReset(id=str(uuid7()), node=record.slug, verb=asked.verb)
-        self._own_resets.add(order.id)
+        self._own_resets.append(order.id)
         self._close(record, asked.verb)
-        try:
-            self._bus.publish(_RESET, codec.encode(order))  # another master may lead
-        except MeshError:
-            self._own_resets.discard(order.id)
-            raise
+        self._bus.publish(_RESET, codec.encode(order))  # another master may lead
         by = who(asked, caller)
         self._audit.note(
             "breakers-reset",
@@ -267,9 +267,8 @@ class BreakerBoard:
         except MeshError as error:
             self._drop(message, error)
             return
-        if order.id in self._own_resets:
-            self._own_resets.discard(order.id)
-        elif (record := self._get(order.node)) is not None:
+        record = self._get(order.node)
+        if order.id not in self._own_resets and record is not None:
             self._close(record, order.verb)
 
     def _close(self, record: NodeRecord, verb: str) -> None:

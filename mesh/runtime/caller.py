@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from mesh.config import MeshConfig
+from mesh.core.breaker import Permit
 from mesh.core.retry_budget import RetryBudget
 from mesh.core.route_table import RouteTable, refusal
 from mesh.errors import (
@@ -100,9 +101,9 @@ class Caller:
 
     def adopt(self, table: RouteTable) -> None:
         """Route by this table from now on. What is under way to a node that is gone by it ends."""
-        for slug in self._peers.adopt(table):
+        for slug, older_than_s in self._peers.adopt(table).items():
             gone = NodeGoneError(f"node {slug!r} went away", retry_after_ms=1000)
-            if ended := self._bus.abandon(slug, gone):
+            if ended := self._bus.abandon(slug, gone, older_than_s=older_than_s):
                 log.info("mesh.caller.node_gone", node=slug, calls=ended)
 
     def close(self) -> None:
@@ -207,14 +208,18 @@ class Caller:
         outage_s, attempts = _RETRY_FIRST_S, 0
         while True:
             now = self._clock.monotonic()
+            if now < give_up and not self._bus.connected:
+                await self._bus.until_connected(give_up - now)
+                now = self._clock.monotonic()
+                lane = self._peers.lane(lane.slug, lane.verb)  # the node may have a new life
             if give_up <= now:
                 raise out_of_time()
-            self._refuse(lane, now)
+            permit = self._admitted(lane, now, story)
             attempts += 1
+            if attempts == 1:
+                story.step(now, lane.slug, "chosen", "named by the caller")
             try:
-                if not self._bus.connected:
-                    await self._bus.until_connected(give_up - now)
-                return await self._act_once(lane, tail, kind, give_up)
+                return await self._act_once(lane, permit, tail, kind, timeout_s=give_up - now)
             except DisconnectedError as error:
                 pause_s: float | None = outage_s
                 outage_s = min(outage_s * 2, _RETRY_MOST_S)
@@ -224,18 +229,25 @@ class Caller:
                 failure = error
             now = self._clock.monotonic()
             story.step(now, lane.slug, "failed", f"{failure.kind}: {failure}")
+            await self._attempts.judged()
             if pause_s is None or give_up - now <= pause_s:
                 raise failure
             await self._clock.sleep(pause_s)
-            lane = self._peers.lane(lane.slug, lane.verb)  # the node may have a new life
+            lane = self._peers.lane(lane.slug, lane.verb)
             lane.tally.retried += 1
             story.step(self._clock.monotonic(), lane.slug, "retried", failure.kind)
 
-    async def _act_once(self, lane: Lane, tail: bytes, kind: type[T], give_up: float) -> T:
+    async def _act_once(
+        self,
+        lane: Lane,
+        permit: Permit | None,
+        tail: bytes,
+        kind: type[T],
+        *,
+        timeout_s: float,
+    ) -> T:
         now = self._clock.monotonic()
-        breaker = lane.breaker
-        permit = None if breaker is None else breaker.acquire(now)
-        attempt = self._attempts.begin(lane, permit, tail, now, give_up - now)
+        attempt = self._attempts.begin(lane, permit, tail, now, timeout_s)
         try:
             await attempt.pending.future
         except MeshError:
@@ -245,20 +257,28 @@ class Caller:
             raise
         return self._attempts.read(attempt, kind)[0]
 
-    def _refuse(self, lane: Lane, now: float) -> None:
-        """Raises OverloadedError or CircuitOpenError where nothing may be sent now."""
-        if lane.load.in_flight >= self._config.max_in_flight:
-            raise OverloadedError(
-                f"{lane.slug}: {lane.load.in_flight} calls of this client are under way there",
-                retry_after_ms=_FULL_RETRY_MS,
-            )
-        if lane.breaker is not None and not lane.breaker.admits(now):
+    def _admitted(self, lane: Lane, now: float, story: Story) -> Permit | None:
+        """Leave of the breaker, if there is one, to send this now; nothing is awaited in between.
+
+        Raises:
+            OverloadedError, CircuitOpenError: Nothing may be sent.
+        """
+        if lane.load.node.count >= self._config.max_in_flight:
+            full = f"{lane.load.node.count} calls of this client are under way there"
+            story.step(now, lane.slug, "refused", full)
+            raise OverloadedError(f"{lane.slug}: {full}", retry_after_ms=_FULL_RETRY_MS)
+        if lane.breaker is None:
+            return None
+        permit = lane.breaker.acquire(now)
+        if permit is None:
+            story.step(now, lane.slug, "refused", f"its breaker is open: {lane.breaker.reason}")
             lane.tally.refused += 1
             self._reports.note(lane)
             raise CircuitOpenError(
                 f"{lane.verb}: calls to {lane.slug} have failed too often; not sent",
                 retry_after_ms=max(1, math.ceil(lane.breaker.retry_after_s(now) * 1000)),
             )
+        return permit
 
     def _act_pause(self, lane: Lane, error: MeshError, attempts: int) -> float | None:
         """Seconds until an action that did not run is asked for again; None: it is not."""

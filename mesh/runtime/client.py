@@ -12,7 +12,7 @@ from uuid_utils import uuid7
 from mesh.config import MeshConfig
 from mesh.core import targets
 from mesh.core.route_table import RouteTable
-from mesh.errors import InvalidError, NotFoundError
+from mesh.errors import BadRequestError, InvalidError, NotFoundError
 from mesh.ports import Bus, Clock
 from mesh.runtime.access_api import AccessApi
 from mesh.runtime.caller import Caller
@@ -273,10 +273,10 @@ class MeshClient(RegistryApi):
         return await fan_out(self._caller, request, chosen, timeout_s=wait_s, parallel=parallel)
 
     async def _chosen(self, choose: Callable[[], T], within_s: float) -> T:
-        """What `choose` gives, once more with the newest table if a name is not in ours."""
+        """What `choose` gives, once more with the newest table if ours does not have it."""
         try:
             return choose()
-        except (NotFoundError, InvalidError) as error:
+        except (BadRequestError, NotFoundError, InvalidError) as error:
             if isinstance(error, InvalidError) and "collection" not in error.fields:
                 raise
             await self._routes.learn(within_s)

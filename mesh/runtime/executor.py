@@ -63,6 +63,8 @@ class Executor:
         self._history = history
         self._clock = clock
         self._default_timeout_s = default_timeout_s
+        self.expired = 0
+        """Requests that came in time, and were too late when they could begin."""
         self._running: dict[str, asyncio.Task[HistoryRecord]] = {}
         self._digests: dict[str, str] = {}
         self._unrecorded = asyncio.Event()
@@ -182,7 +184,9 @@ class Executor:
             await self._journal.forget(request.id)
         now = self._clock.unix_ms()
         if request.deadline and now >= request.deadline:
-            raise DeadlineExceededError("the request had expired before it began; nothing ran")
+            self.expired += 1
+            why = "the request had expired before it began; nothing ran"
+            raise DeadlineExceededError(why, fields={"deadline": [why]})
         who = request.on_behalf or caller
         accepted = self._record_of(
             request, digest, who, ActionState.ACCEPTED, now, attempt=earlier + 1

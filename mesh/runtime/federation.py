@@ -254,14 +254,16 @@ class Federation:
         """From the node that found them; another replica has them as well."""
         node, collection = shard
         asked = FetchRequest(
-            id=request.id,
+            id=f"{request.id}.{node}.{collection}",  # to be stopped apart from its siblings
             trace=request.trace,
             on_behalf=request.on_behalf,
             collection=collection,
             ids=ids,
         )
         try:
-            _, answer = await self._caller.any(holders, asked, FetchResult, timeout_s, prefer=node)
+            _, answer = await self._caller.any(
+                holders, asked, FetchResult, timeout_s, prefer=node, trace=request.id
+            )
         except MeshError:
             return {}
         return {(node, collection, document.id): document.content for document in answer.documents}

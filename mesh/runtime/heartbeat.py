@@ -64,10 +64,14 @@ class HeartbeatThread:
         """Begin to beat."""
         self._thread.start()
 
-    def beat_now(self) -> None:
-        """Do not wait for the interval: something changed that callers should know."""
+    def beat_now(self) -> int:
+        """Do not wait for the interval: something changed that callers should know. The number of
+        the last heartbeat that may not tell of it.
+        """
         self._latest = self._compose()
+        sequence = self._sequence  # counted before `_latest` is read: later ones tell of it
         self._call_own(self._ring)
+        return sequence
 
     async def stop(self) -> None:
         """End the thread and its connection, also one that is still looking for the broker."""

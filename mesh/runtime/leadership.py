@@ -147,21 +147,25 @@ class Leadership:
         """Begin to lead, once there is an epoch; where there is none, another master may try."""
         if self._stopped:
             return
+        pause_s = self._ttl_s
         try:
             async with self._crowning:
                 epoch = await self._next_epoch()
-            if self._candidate.term == term and not self._stopped:
-                self._settle()
+            pause_s = 0.0
+            self._settle()
+            # A lease that lapsed meanwhile may yet be renewed, in the same term: what has not begun
+            # now never will, so it is given up below.
+            is_ours = self._candidate.term == term and self._candidate.leads(self._now())
+            if is_ours and not self._stopped:
                 self._crowned = term
-                if self.leads:
-                    self._told = True
-                    log.info("mesh.master.leading", epoch=epoch)
-                    self._on_begin(epoch)
+                self._told = True
+                log.info("mesh.master.leading", epoch=epoch)
+                self._on_begin(epoch)
         except MeshError as error:
             log.warning("mesh.master.epoch_missing", error=str(error))
         finally:
             if self._candidate.term == term and self._crowned != term:
-                await self._give_up(self._ttl_s)
+                await self._give_up(pause_s)
 
     async def _give_up(self, pause_s: float = 0.0) -> None:
         async with self._stepping:

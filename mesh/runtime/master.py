@@ -159,7 +159,6 @@ class Master:
             on_change=self._publisher.changed,
             on_gone=self.membership.doubt,
         )
-        self._board.leading = False
         self._history_index = HistoryIndex(bus, stores.history, stores.registry, clock, background)
         self._authority = Authority(
             bus,

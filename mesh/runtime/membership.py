@@ -8,6 +8,7 @@ themselves, so that it is still known when they are away.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import assert_never
 
@@ -18,6 +19,7 @@ from mesh.core import health_events as detector
 from mesh.core.failure_detector import FailureDetector
 from mesh.core.health_events import Effect, Event
 from mesh.core.node_view import NodeView
+from mesh.core.rate_limit import RateLimiter
 from mesh.core.seldom import Seldom
 from mesh.errors import BadRequestError, MeshError, NotFoundError
 from mesh.ports import SHUT_DOWN, Bus, Clock, Message, Registry, Subscription
@@ -33,13 +35,19 @@ _SELF = "master"
 _SAVE_EVERY_S = 1.0
 _SAVE_AT_ONCE = 256
 _TICKS_PER_INTERVAL = 5
-_MOST_INCARNATION = 2**53
+_AHEAD_MS = 60_000
+"""Of our clock may a node's be: a life from the future would outrank all that follow."""
+_BEATS_PER_INTERVAL = 10
+_CHANGES_LOGGED = 30
+"""Of one node's health a minute; the others are for whoever debugs."""
+_DOUBTS_EVERY_S = 0.1
+"""Callers that find nobody tell so twice a second, each."""
+_OLD_BEATS_TOLD = 30
+"""Heartbeats of an older life in a row of which one is a warning: it does not merely end late."""
 _NEVER = float("-inf")
 _PING_PACE = 1.5
 """Times the pace at which all would be pinged within the interval: the last ones are not late."""
 _HEARD_FROM = len(f"{subjects.PREFIX}.hb.")
-_LOADS_EVERY_S = 1.0
-"""How busy nodes are changes all the time, and matters little."""
 _MOST_STRANGERS = 1000
 """Looked up at once; the others beat again."""
 
@@ -81,7 +89,10 @@ class Membership:
         self._tick_s = health.heartbeat_interval_s / _TICKS_PER_INTERVAL
         self._sequence = 0
         self._sighted_at: float | None = None
-        self._loads_due_at = _NEVER
+        self._beats = RateLimiter(_BEATS_PER_INTERVAL, health.heartbeat_interval_s)
+        self._logged_changes = RateLimiter(_CHANGES_LOGGED, 60.0)
+        self._old_beats: Counter[str] = Counter()
+        self._doubted_at: dict[str, float] = {}
         self._pinged_at: dict[str, float] = {}
         self._strangers: dict[str, Heartbeat] = {}
         """The last beats of nodes that are not in the view, until they are looked up."""
@@ -166,7 +177,7 @@ class Membership:
     async def _watch(self) -> None:
         self._decide(detector.Tick())
         self._ping_due()
-        self._announce_loads()
+        self._announce(loads=True)
         await self._clock.sleep(self._tick_s)
 
     def _ping_due(self) -> None:
@@ -194,7 +205,9 @@ class Membership:
 
     def doubt(self, slug: str) -> None:
         """Callers found that nobody listens there: probe it at once."""
-        if slug in self.view:
+        now = self._clock.monotonic()
+        if slug in self.view and now - self._doubted_at.get(slug, _NEVER) >= _DOUBTS_EVERY_S:
+            self._doubted_at[slug] = now
             self._decide(detector.Doubted(slug))
 
     def departed(self, login: str, reason: str) -> None:
@@ -209,13 +222,14 @@ class Membership:
     def _on_heartbeat(self, message: Message) -> None:
         slug = message.subject[_HEARD_FROM:]
         try:
+            if slug != _SELF and not self._beats.check(slug, self._clock.monotonic()).allowed:
+                raise BadRequestError("heartbeats come too often")
             beat = codec.decode(message.data, Heartbeat)
             if slug not in self.view:  # else it is a name: no need to take the subject apart
                 _, slug = subjects.parts(message.subject)
             if beat.node != slug:
                 raise BadRequestError(f"{slug!r} beats for {beat.node[:64]!r}")
-            if not 0 <= beat.incarnation <= _MOST_INCARNATION:
-                raise BadRequestError("an incarnation is a time in unix ms")
+            self._check_incarnation(slug, beat.incarnation)
         except (MeshError, ValueError) as error:
             self._drop(message, error)
             return
@@ -227,7 +241,31 @@ class Membership:
         else:
             self._heard_stranger(beat)
 
+    def _check_incarnation(self, slug: str, incarnation: int) -> None:
+        """Raises:
+        BadRequestError: It lies in the future.
+        """
+        record = self.view.get(slug)
+        known = record.incarnation if record is not None else 0
+        if incarnation > max(self._clock.unix_ms(), known) + _AHEAD_MS:
+            raise BadRequestError(
+                f"node {slug[:64]!r} says that it started in the future ({incarnation}): set its "
+                "clock, remove incarnation.json from its data folder, and start it again"
+            )
+
     def _heard(self, beat: Heartbeat) -> None:
+        record = self.view.get(beat.node)
+        if record is not None and beat.incarnation < record.incarnation:
+            self._old_beats[beat.node] += 1
+            if self._old_beats[beat.node] % _OLD_BEATS_TOLD == 0:
+                log.warning(
+                    "mesh.node.older_life_beats",
+                    node=beat.node,
+                    incarnation=beat.incarnation,
+                    newer=record.incarnation,
+                )
+            return
+        self._old_beats.pop(beat.node, None)
         self.view.heard(beat)
         self._decide(
             detector.HeartbeatReceived(
@@ -291,13 +329,18 @@ class Membership:
                     self.view.collection_changed(slug, codec.decode(message.data, Changed))
                     self._announce()
                 case "draining":
-                    event = codec.decode(message.data, NodeEvent)
-                    self._decide(detector.NodeDraining(slug, event.incarnation))
+                    event = self._event(slug, message)
+                    self._decide(detector.NodeDraining(slug, event.incarnation, event.sequence))
                 case "stopped":
-                    event = codec.decode(message.data, NodeEvent)
+                    event = self._event(slug, message)
                     self._decide(detector.NodeStopped(slug, event.incarnation))
         except (MeshError, ValueError) as error:
             self._drop(message, error)
+
+    def _event(self, slug: str, message: Message) -> NodeEvent:
+        event = codec.decode(message.data, NodeEvent)
+        self._check_incarnation(slug, event.incarnation)
+        return event
 
     def _on_revoked(self, message: Message) -> None:
         """Another master has removed or changed these nodes."""
@@ -341,12 +384,15 @@ class Membership:
                 self.change(now)
 
     def _drop(self, message: Message, error: Exception) -> None:
+        self._count_dropped(message.subject, error)
+
+    def _count_dropped(self, subject: str, error: Exception) -> None:
         self.dropped += 1
         more = self._seldom.turn(self._clock.monotonic())
         if more is not None:
             log.warning(
                 "mesh.membership.message_dropped",
-                subject=message.subject[:200],
+                subject=subject[:200],
                 error=str(error),
                 more_before=more,
             )
@@ -364,7 +410,10 @@ class Membership:
                 self._prober.request(slug, again=again)
             case detector.SetHealth(slug, health, reason):
                 self.view.set_health(slug, health, reason)
-                log.info("mesh.node.health_changed", node=slug, health=health.value, reason=reason)
+                tell = self._logged_changes.check(slug, self._clock.monotonic()).allowed
+                (log.info if tell else log.debug)(
+                    "mesh.node.health_changed", node=slug, health=health.value, reason=reason
+                )
             case detector.SetBlind(blind):
                 if not blind and self._sighted_at is None:
                     self._sighted_at = self._clock.monotonic()
@@ -373,16 +422,9 @@ class Membership:
             case _:
                 assert_never(effect)
 
-    def _announce(self) -> None:
-        if self.view.moved:
-            self.view.moved = False
-            self._on_change()
-
-    def _announce_loads(self) -> None:
-        now = self._clock.monotonic()
-        if self.view.loads_moved and now >= self._loads_due_at:
-            self._loads_due_at = now + _LOADS_EVERY_S
-            self.view.loads_moved = False
+    def _announce(self, *, loads: bool = False) -> None:
+        if self.view.moved or (loads and self.view.loads_moved):
+            self.view.moved = self.view.loads_moved = False
             self._on_change()
 
     def _probed(self, result: ProbeResult) -> None:
@@ -390,6 +432,11 @@ class Membership:
         self._pinged_at[result.node] = self._clock.monotonic()
         match result:
             case Answered(slug, incarnation, took_ms):
+                try:
+                    self._check_incarnation(slug, incarnation)
+                except BadRequestError as error:
+                    self._count_dropped(f"answer of {slug}", error)
+                    return
                 self.view.probed(slug, took_ms=took_ms, at=now_ms)
                 self._decide(detector.ProbeAnswered(slug, incarnation))
             case Failed(slug, no_responders):
@@ -417,7 +464,8 @@ class Membership:
         """A node was removed."""
         self.view.remove(record.slug)
         self._prober.forget(record.slug)
-        self._pinged_at.pop(record.slug, None)
+        for by_slug in (self._pinged_at, self._doubted_at, self._old_beats):
+            by_slug.pop(record.slug, None)
         self._decide(detector.NodeForgotten(record.slug))
 
     async def find(self, name: str) -> NodeRecord:

@@ -73,6 +73,7 @@ class NodeServer:
         journal: Journal,
         history: History,
         clock: Clock,
+        incarnation: int,
         rng: random.Random,
     ) -> None:
         self.slug = slug
@@ -85,7 +86,7 @@ class NodeServer:
         self._journal = journal
         self._clock = clock
         self._rng = rng
-        self._incarnation = clock.unix_ms()
+        self._incarnation = incarnation
         self._ending = False
         """It will never take work again: it stops, or a newer life has started."""
         self._drained = False
@@ -327,8 +328,8 @@ class NodeServer:
             rows=info.rows,
         )
         self._publish("changed", codec.encode(event))
-        if self._heartbeat is not None and set(known) != self._told_of:
-            self._heartbeat.beat_now()  # a collection is new or gone: nobody should wait a second
+        if set(known) != self._told_of:
+            self._beat_now()  # a collection is new or gone: nobody should wait a second
         self._told_of = set(known)
 
     def _drain(self, drained: bool) -> None:
@@ -338,19 +339,20 @@ class NodeServer:
         if drained is not self._drained:
             log.info("mesh.node.drained" if drained else "mesh.node.undrained", node=self.slug)
         self._drained = self._doors.draining = drained
+        sequence = self._beat_now()
         if drained:
-            self._tell("draining")
-        if self._heartbeat is not None:
-            self._heartbeat.beat_now()
+            self._tell("draining", sequence)
 
     def _tell_draining(self) -> None:
         self._ending = self._doors.draining = True
-        self._tell("draining")
-        if self._heartbeat is not None:
-            self._heartbeat.beat_now()
+        self._tell("draining", self._beat_now())
 
-    def _tell(self, name: str) -> None:
-        self._publish(name, codec.encode(NodeEvent(incarnation=self._incarnation)))
+    def _beat_now(self) -> int:
+        return 0 if self._heartbeat is None else self._heartbeat.beat_now()
+
+    def _tell(self, name: str, sequence: int = 0) -> None:
+        event = NodeEvent(incarnation=self._incarnation, sequence=sequence)
+        self._publish(name, codec.encode(event))
 
     def _publish(self, name: str, payload: bytes) -> None:
         try:

@@ -97,8 +97,6 @@ class Doors:
         self._on_drain = on_drain
         self.draining = False
         """No new work is taken."""
-        self.expired = 0
-        """Requests for which nothing was done, since nobody waited any more."""
         self._search = search
         self._documents = documents
         self._executor = executor
@@ -121,6 +119,11 @@ class Doors:
             max_queued=config.max_queued_requests,
             rate_limit=rate_limit,
         )
+
+    @property
+    def expired(self) -> int:
+        """Requests for which nothing was done, since nobody waited any more."""
+        return self.responder.expired + self._executor.expired
 
     def stats(self) -> dict[str, VerbStats]:
         """Service time by verb; of all actions together as `action`."""
@@ -158,9 +161,12 @@ class Doors:
         if verb == "ping":
             self._ping(message)
         elif verb in _TAKES_TIME:
-            if not self._expired(message) and not self._refused(message):
+            deadline = self._deadline(message)
+            if not self._expired(message, deadline) and not self._refused(message):
                 work = self._searched if verb == "search" else self._fetched
-                self.responder.serve(message, lambda _caller: work(message))
+                self.responder.serve(
+                    message, lambda _caller: work(message), deadline=deadline, kind=verb
+                )
         elif verb == "cancel":
             self._cancel(message)
         elif verb in subjects.MASTERS_VERBS:
@@ -169,7 +175,10 @@ class Doors:
             self.responder.refuse(message, _unknown_verb(verb))
 
     def _on_action(self, message: Message) -> None:
-        if self._shut or self._expired(message):
+        if self._shut:
+            return
+        deadline = self._deadline(message)
+        if self._expired(message, deadline):
             return
         if self.draining:
             self.responder.serve(
@@ -177,29 +186,30 @@ class Doors:
             )
         else:
             self.responder.serve(
-                message, lambda caller: self._acted(message, caller), finishes=True
+                message,
+                lambda caller: self._acted(message, caller),
+                finishes=True,
+                deadline=deadline,
             )
 
-    def _expired(self, message: Message) -> bool:
+    def _deadline(self, message: Message) -> int:
+        """Until when (unix ms) somebody waits; 0: for ever."""
+        data = message.data
+        if b'"deadline"' not in data:
+            return 0
+        try:
+            return self._due.decode(data).deadline
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return 0  # whoever reads the whole of it says what is wrong
+
+    def _expired(self, message: Message, deadline: int) -> bool:
         """Whether nobody waits for it any more; then that is all that is done. It comes before
         everything else: after a pause there may be thousands.
         """
-        data = message.data
-        if b'"deadline"' not in data:
-            return False
-        try:
-            deadline = self._due.decode(data).deadline
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return False  # whoever reads the whole of it says what is wrong
         if not deadline or self._clock.unix_ms() < deadline:
             return False
-        self.responder.refuse(message, self._too_late())
+        self.responder.refuse(message, self.responder.too_late())
         return True
-
-    def _too_late(self) -> DeadlineExceededError:
-        self.expired += 1
-        why = "nobody waits for this any more; nothing was done"
-        return DeadlineExceededError(why, fields={"deadline": [why]})
 
     def _refused(self, message: Message) -> bool:
         if self.draining:
@@ -216,7 +226,7 @@ class Doors:
         if caller_of(message) != _MASTER:
             refusal = ForbiddenError("only masters may ask that: `meshctl nodes drain|undrain`")
             self.responder.refuse(message, refusal)
-        elif not self._expired(message):
+        elif not self._expired(message, self._deadline(message)):
             self._on_drain(draining)
             self.responder.answer(
                 message, codec.ok(NodeEvent(incarnation=self._greeting.incarnation))
@@ -225,7 +235,7 @@ class Doors:
     def _ping(self, message: Message) -> None:
         """At once: a busy node answers too, and no task is worth so little work."""
         began = self._clock.monotonic()
-        if not self._expired(message):
+        if not self._expired(message, self._deadline(message)):
             head, tail = self._pong
             self.responder.answer(message, b"%b%d%b" % (head, self._clock.unix_ms(), tail))
             self._pings.record((self._clock.monotonic() - began) * 1000)
@@ -281,7 +291,7 @@ class Doors:
                     f"the subject says {named!r}, the message says {request.action!r}"
                 )
             if request.deadline and self._clock.unix_ms() >= request.deadline:
-                raise self._too_late()  # it has waited for a place
+                raise self.responder.too_late()
             if caller not in _TRUSTED and request.on_behalf:
                 request = msgspec.structs.replace(request, on_behalf="")
             return await self._executor.execute(request, caller)
@@ -294,7 +304,7 @@ class Doors:
             return await work()
         left_s = (deadline - self._clock.unix_ms()) / 1000
         if left_s <= 0:
-            raise self._too_late()
+            raise self.responder.too_late()
         try:
             async with asyncio.timeout(left_s) as limit:
                 return await work()

@@ -7,11 +7,12 @@ twice and nothing is lost but what a process takes with it when it is killed.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import structlog
 
-from mesh.errors import MeshError
+from mesh.errors import MeshError, TooLargeError
 from mesh.ports import Bus, Clock
 from mesh.runtime.call_traces import CallTraces
 from mesh.types import BreakerState
@@ -119,8 +120,9 @@ class OutcomeReports:
 
     def _send(self) -> bool:
         """Whether all that there was to tell is told."""
+        most = _VERBS_AT_MOST
         while self._untold or self._traces.waiting():
-            lanes = self._untold[:_VERBS_AT_MOST]
+            lanes = self._untold[:most]
             report = Outcomes(
                 connection=self._connection,
                 verbs=[self._outcome(lane) for lane in lanes],
@@ -128,15 +130,28 @@ class OutcomeReports:
             )
             try:
                 self._bus.publish(self._subject, codec.encode(report))
+            except TooLargeError as error:
+                log.warning("mesh.caller.report_too_large", verbs=len(lanes), error=str(error))
+                if self._traces.waiting():  # figures count, stories are nice to have
+                    self._traces.sent()
+                elif len(lanes) > 1:
+                    most = len(lanes) // 2
+                else:
+                    self._forget(lanes)
+                continue
             except MeshError as error:
                 log.debug("mesh.caller.report_delayed", error=str(error))
                 return False
             self._traces.sent()
-            del self._untold[: len(lanes)]
-            for lane in lanes:
-                lane.tally.clear()
-                lane.tally.told = True
+            self._forget(lanes)
         return True
+
+    def _forget(self, lanes: Sequence[Lane]) -> None:
+        """The first of those that there was to tell of."""
+        del self._untold[: len(lanes)]
+        for lane in lanes:
+            lane.tally.clear()
+            lane.tally.told = True
 
     def _outcome(self, lane: Lane) -> VerbOutcome:
         tally, breaker = lane.tally, lane.breaker

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mesh.config import BreakerConfig
 from mesh.core.breaker import Breaker
-from mesh.core.peer_load import PeerLoad
+from mesh.core.peer_load import InFlight, PeerLoad
 from mesh.core.route_table import RouteTable, refusal
 from mesh.core.selection import Candidate
 from mesh.ports import Clock
@@ -17,6 +17,8 @@ from mesh.wire.messages import BreakerWord, RouteNode
 
 _AWAY_S = 0.25
 _ACTION = "act."
+_MOST_LANES = 100
+"""Of a node whose actions the table does not name."""
 
 
 class Lane:
@@ -24,7 +26,9 @@ class Lane:
 
     __slots__ = ("breaker", "incarnation", "load", "slug", "subject", "tally", "verb")
 
-    def __init__(self, slug: str, verb: str, subject: str, breaker: Breaker | None) -> None:
+    def __init__(
+        self, slug: str, verb: str, subject: str, breaker: Breaker | None, node: InFlight
+    ) -> None:
         self.slug = slug
         self.verb = verb
         """`search`, `fetch`, `ping` or `act.<action>`."""
@@ -32,12 +36,12 @@ class Lane:
         self.breaker = breaker
         """None: breakers are switched off."""
         self.incarnation = 0
-        self.load = PeerLoad(slug)
+        self.load = PeerLoad(slug, node=node)
         self.tally = Tally()
 
 
 class _Peer:
-    __slots__ = ("away_until", "lanes", "route")
+    __slots__ = ("away_until", "heard", "in_flight", "lanes", "route")
 
     def __init__(self, route: RouteNode | None) -> None:
         self.route = route
@@ -45,6 +49,20 @@ class _Peer:
         self.away_until = float("-inf")
         self.lanes: dict[str, Lane] = {}
         """By verb, of this life of the node."""
+        self.in_flight = InFlight()
+        """Of this life."""
+        self.heard: dict[str, tuple[int, float]] = {}
+        """By verb, the turn of the masters' word, and when it came (monotonic s)."""
+
+    def keeps(self, verb: str) -> bool:
+        """Whether calls of `verb` are worth remembering: an action that the node does not have is
+        refused there, and there is no end of names.
+        """
+        if not verb.startswith(_ACTION):
+            return True
+        if self.route is not None and self.route.actions:
+            return verb.removeprefix(_ACTION) in self.route.actions
+        return len(self.lanes) < _MOST_LANES
 
 
 class Group:
@@ -84,19 +102,20 @@ class Peers:
         """The last one that was adopted."""
         self._version = 0
 
-    def adopt(self, table: RouteTable) -> list[str]:
+    def adopt(self, table: RouteTable) -> dict[str, float]:
         """Take over a table: loads, weights, the masters' word on breakers. A node's new life
         starts with fresh ones.
 
         Returns:
-            Slugs of the nodes that are gone by this table and were not by the last.
+            Slug of each node that is gone by this table and was not by the last, or has begun a new
+            life → what was sent to it so many seconds ago, or before, will not be answered.
         """
         if table is self.table:
-            return []
+            return {}
         self.table = table
         now = self._clock.monotonic()
         removed = [slug for slug in self._peers if slug not in table.nodes]
-        gone = [slug for slug in removed if self._peers.pop(slug).route is not None]
+        gone = {slug: 0.0 for slug in removed if self._peers.pop(slug).route is not None}
         for slug, route in table.nodes.items():
             peer = self._peers.get(slug)
             if peer is None:
@@ -107,7 +126,9 @@ class Peers:
             if route.health is Health.UNREACHABLE and (
                 known is None or known.health is not Health.UNREACHABLE
             ):
-                gone.append(slug)
+                gone[slug] = 0.0
+            elif known is not None and route.incarnation > known.incarnation:
+                gone[slug] = max(0.0, (self._clock.unix_ms() - route.incarnation) / 1000)
             self._rerouted(peer, route, now)
         self._version += 1
         return gone
@@ -116,24 +137,35 @@ class Peers:
         known, peer.route = peer.route, route
         if known is not None and route.incarnation > known.incarnation:
             peer.lanes = {}  # calls still under way settle on the old ones, which nobody asks
+            peer.in_flight = InFlight()
             peer.away_until = float("-inf")
-            return
+        known_words, peer.heard = peer.heard, {}
+        for verb, word in route.breakers.items():
+            heard = known_words.get(verb)
+            if heard is None or heard[0] != word.turn:
+                heard = word.turn, now
+            peer.heard[verb] = heard
         for lane in peer.lanes.values():
-            self._inform(lane, route, now)
+            self._inform(peer, lane, route, now)
 
-    def _inform(self, lane: Lane, route: RouteNode, now: float) -> None:
+    def _inform(self, peer: _Peer, lane: Lane, route: RouteNode, now: float) -> None:
         """Tell a lane what the table says of its node."""
         lane.incarnation = route.incarnation
         lane.load.weight = route.weight
         lane.load.reported = route.load.busy
         word = route.breakers.get(lane.verb)
         if word is not None and lane.breaker is not None:
-            self._adopt_word(lane.breaker, word, now)
+            until = self._until(word, peer.heard[lane.verb][1], now)
+            probes = word.probers.get(self._connection, 0)
+            lane.breaker.adopt(word, until=until, probes=probes, now=now)
 
-    def _adopt_word(self, breaker: Breaker, word: BreakerWord, now: float) -> None:
-        left_s = (word.until - self._clock.unix_ms()) / 1000
-        probes = word.probers.get(self._connection, 0)
-        breaker.adopt(word, until=now + left_s, probes=probes, now=now)
+    def _until(self, word: BreakerWord, heard_at: float, now: float) -> float:
+        """The word's `until` in monotonic seconds. By its duration, if it has one: the masters'
+        clocks may differ from ours.
+        """
+        if word.for_ms > 0:
+            return heard_at + word.for_ms / 1000
+        return now + (word.until - self._clock.unix_ms()) / 1000
 
     # -- calls -----------------------------------------------------------------------------------
 
@@ -150,24 +182,28 @@ class Peers:
         """
         peer = self._peers.get(slug)
         if peer is None:
-            made = self._made(slug, verb, None)  # of a name that is none, nothing is kept
-            peer = self._peers[slug] = _Peer(None)
-            peer.lanes[verb] = made
+            peer = _Peer(None)
+            made = peer.lanes[verb] = self._made(peer, slug, verb)
+            self._peers[slug] = peer  # of a name that is none, nothing is kept
             return made
         lane = peer.lanes.get(verb)
         if lane is None:
-            lane = peer.lanes[verb] = self._made(slug, verb, peer.route)
+            lane = self._made(peer, slug, verb)
+            if peer.keeps(verb):
+                peer.lanes[verb] = lane
+            else:
+                lane.tally.told = False  # nor does anybody hear of it
         return lane
 
-    def _made(self, slug: str, verb: str, route: RouteNode | None) -> Lane:
+    def _made(self, peer: _Peer, slug: str, verb: str) -> Lane:
         if verb.startswith(_ACTION):
             subject = subjects.act(slug, verb.removeprefix(_ACTION), self._identity)
         else:
             subject = subjects.rpc(slug, verb, self._identity)
         breaker = Breaker(self._config) if self._config.enabled else None
-        lane = Lane(slug, verb, subject, breaker)
-        if route is not None:
-            self._inform(lane, route, self._clock.monotonic())
+        lane = Lane(slug, verb, subject, breaker, peer.in_flight)
+        if peer.route is not None:
+            self._inform(peer, lane, peer.route, self._clock.monotonic())
         return lane
 
     def refresh(self, group: Group) -> None:

@@ -21,6 +21,7 @@ from mesh.core.route_table import (
 from mesh.errors import DisconnectedError, MeshError, NotFoundError, UnavailableError
 from mesh.ports import Bus, Clock, Message, Subscription
 from mesh.runtime.background import Background
+from mesh.runtime.readable_routes import ReadableRoutes
 from mesh.wire import codec, subjects
 from mesh.wire.messages import NodeLoad, RouteNode, RoutesRequest, RouteUpdate
 
@@ -78,6 +79,7 @@ class RoutePublisher:
         self._leads = leads
         self._on_followed = on_followed
         self._follower = RouteFollower()
+        self._readable = ReadableRoutes()
         self._own: RouteTable | None = None
         """What we have published in this epoch; None: we do not lead."""
         self._is_open = False
@@ -191,25 +193,24 @@ class RoutePublisher:
         due_at = self._snapshot_due_at
         if self._loads_pending:
             due_at = min(due_at, self._loads_due_at)
-        wait_s = due_at - self._clock.monotonic() if self._may_publish else None
+        is_ours = self._is_open and self._own is not None
+        wait_s = due_at - self._clock.monotonic() if is_ours else None
         if wait_s is None or wait_s > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._wake.wait()
         self._wake.clear()
+        if self._own is not None and not self._leads():
+            self._wake.set()  # the lease has lapsed, and may yet be renewed: nothing is forgotten
         self._publish_changes()
         await self._clock.sleep(_COALESCE_S)
 
-    @property
-    def _may_publish(self) -> bool:
-        return self._is_open and self._own is not None and self._leads()
-
     def _publish_changes(self) -> None:
-        if not self._may_publish or self._own is None:
-            return
         old = self._own
+        if old is None or not self._is_open or not self._leads():
+            return
         nodes, blind = self._source()
-        new = old.succeed(nodes, blind=blind)
+        new = old.succeed(self._readable.of(nodes), blind=blind)
         now = self._clock.monotonic()
         # First of all where it is due: a change of what callers may not have tells them nothing.
         if now >= self._snapshot_due_at or old.version == 0:

@@ -1,4 +1,9 @@
-"""One call that any of several replicas can answer: choose, send, repeat elsewhere, hedge."""
+"""One call that any of several replicas can answer: choose, send, repeat elsewhere, hedge.
+
+Every attempt has until the caller's own deadline: a slow replica is not a dead one. When half of
+the time is over another one is asked beside it, out of the budget of repetitions, and when half of
+the rest is over, another one again. The first answer wins.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from mesh.core.balancer import Balancer
 from mesh.core.hedging import Hedging
 from mesh.core.retry_budget import RetryBudget
 from mesh.core.route_table import refusal
-from mesh.core.selection import Candidate, circuit_opens_in_s, usable
+from mesh.core.selection import Candidate, broken, usable
 from mesh.errors import (
     CircuitOpenError,
     DeadlineExceededError,
@@ -31,6 +36,8 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_S = 0.025
 _FULL_RETRY_MS = 50
+_EARLY_S = 0.001
+"""A timer may come a little before its time."""
 _HEDGED = "search"
 
 
@@ -43,6 +50,7 @@ class _Call:
         "began",
         "give_up",
         "group",
+        "half_at",
         "id",
         "prefer",
         "story",
@@ -51,13 +59,21 @@ class _Call:
     )
 
     def __init__(
-        self, group: Group, request: Request, now: float, timeout_s: float, story: Story | None
+        self,
+        group: Group,
+        request: Request,
+        now: float,
+        timeout_s: float,
+        story: Story | None,
     ) -> None:
         self.group = group
-        self.tail = tail_of(request)
+        self.tail: bytes
+        """Of the request, all but its deadline."""
         self.id = request.id
         self.began = now
         self.give_up = now + timeout_s
+        self.half_at = math.inf
+        """When to ask another one beside those that still run (monotonic s); inf: never."""
         self.story = story
         self.prefer = ""
         self.attempts = 0
@@ -106,6 +122,8 @@ class RoutedCalls:
         self._cancel = cancel
         self._chance = chance
         self._balancer = Balancer(config.strategy)
+        self._encoded: tuple[Request | None, bytes] = (None, b"")
+        """The last request and its tail: the same one may be asked again and again."""
         self._hedging = Hedging(config.hedge_quantile)
         self._hedge_budget = RetryBudget(config.hedge_budget, reserve=0)
 
@@ -139,7 +157,10 @@ class RoutedCalls:
             raise out_of_time()
         now = self._clock.monotonic()
         story = Story(trace, group.verb, began=now, at=self._clock.unix_ms()) if trace else None
+        if request is not self._encoded[0]:
+            self._encoded = (request, tail_of(request))
         call = _Call(group, request, now, timeout_s, story)
+        call.tail = self._encoded[1]
         call.prefer = prefer
         self._budget.called(now)
         if group.verb == _HEDGED:
@@ -165,15 +186,15 @@ class RoutedCalls:
             self._reports.note_trace()
 
     async def _answered(self, call: _Call, kind: type[T]) -> tuple[str, T]:
-        now = call.began
+        now, last = call.began, None
         while True:
-            if not self._bus.connected:
+            if now < call.give_up and not self._bus.connected:
                 await self._bus.until_connected(call.give_up - now)
                 now = self._clock.monotonic()
-            attempt, hedge_s = self._begin(call, now)
+            if now >= call.give_up:
+                raise last or out_of_time()
+            attempt = self._begin(call, now)
             try:
-                if hedge_s is not None:
-                    return await self._hedged(call, attempt, hedge_s, kind)
                 try:
                     await attempt.pending.future
                 except MeshError:
@@ -181,14 +202,17 @@ class RoutedCalls:
                 except BaseException:
                     self._give_up(call, attempt, "nobody waits any more")
                     raise
-                return self._read(call, attempt, kind)
+                if attempt.pending.future.done():
+                    return self._read(call, attempt, kind)
+                return await self._beside(call, attempt, kind)
             except MeshError as error:
                 pause_s = self._pause(call, error)
                 if pause_s is None:
+                    await self._attempts.judged()  # who asks again at once should meet the breaker
                     raise
                 if pause_s:
                     await self._clock.sleep(pause_s)
-                now = self._clock.monotonic()
+                now, last = self._clock.monotonic(), error
 
     def _pause(self, call: _Call, error: MeshError) -> float | None:
         """Seconds until the next attempt; None: there is none."""
@@ -217,49 +241,70 @@ class RoutedCalls:
 
     # -- beside the first ------------------------------------------------------------------------
 
-    async def _hedged(
-        self, call: _Call, first: Attempt, delay_s: float, kind: type[T]
-    ) -> tuple[str, T]:
-        """The first answer, of two nodes if one alone takes longer than `delay_s`."""
-        running = [first]
+    async def _beside(self, call: _Call, first: Attempt, kind: type[T]) -> tuple[str, T]:
+        """The first answer: `first` has taken so long that another one may be asked as well."""
+        running, beaten = [first], False
+        now = self._clock.monotonic()
+        if now < call.half_at - _EARLY_S and (second := self._another(call, now, hedge=True)):
+            running.append(second)
         try:
-            done, _ = await asyncio.wait((first.pending.future,), timeout=delay_s)
-            if not done and (second := self._second(call)) is not None:
-                running.append(second)
             while True:
+                patience_s = self._patience(call, running)
                 futures = [attempt.pending.future for attempt in running]
-                await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(futures, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
                 for attempt in [one for one in running if one.pending.future.done()]:
                     running.remove(attempt)
                     try:
-                        return self._read(call, attempt, kind)
+                        answer = self._read(call, attempt, kind)
                     except MeshError as error:
                         if not running or error.kind not in ELSEWHERE:
                             raise
+                    else:
+                        beaten = True
+                        return answer
         finally:
             for attempt in running:
-                # Else only the quick ones would be known, and more and more hedged.
-                self._hedging.observed((self._clock.monotonic() - attempt.began) * 1000)
-                self._give_up(call, attempt, "nobody waits for it any more")
+                if call.group.verb == _HEDGED:
+                    # Else only the quick ones would be known, and more and more hedged.
+                    self._hedging.observed((self._clock.monotonic() - attempt.began) * 1000)
+                self._give_up(call, attempt, "nobody waits for it any more", beaten=beaten)
 
-    def _second(self, call: _Call) -> Attempt | None:
-        """Ask another one as well, if there is one and the budget has room."""
+    def _patience(self, call: _Call, running: list[Attempt]) -> float | None:
+        """Ask another one as well if it is time to; seconds until the next one's, None: never."""
         now = self._clock.monotonic()
+        if now >= call.half_at - _EARLY_S:
+            call.half_at = math.inf
+            if another := self._another(call, now, hedge=False):
+                running.append(another)
+                call.half_at = now + (call.give_up - now) / 2
+        return None if call.half_at == math.inf else call.half_at - now
+
+    def _another(self, call: _Call, now: float, *, hedge: bool) -> Attempt | None:
+        """Ask another one as well, if there is one and the budget has room."""
         found = self._untried(call, now)
-        if not found or not self._hedge_budget.take(now):
+        if hedge:  # one that is kept for need is not asked out of impatience
+            found = [one for one in found if one.breaker is None or one.breaker.admits(now)]
+        elif call.attempts >= self._config.max_attempts:
+            return None
+        if not found:
+            return None
+        if not (self._hedge_budget if hedge else self._budget).take(now):
             return None
         index = 0
         if len(found) > 1:
             index = self._balancer.pick([one.load for one in found], now, self._chance).index
         lane = call.group.lanes[found[index].node.slug]
         try:
-            attempt = self._send(call, lane, now, call.give_up - now)
+            attempt = self._send(call, lane, now)
         except MeshError:
             return None  # there is still the first one
-        lane.tally.hedged += 1
+        if hedge:
+            lane.tally.hedged += 1
+        else:
+            lane.tally.retried += 1
         if call.story is not None:
-            took_ms = (now - call.began) * 1000
-            call.story.step(now, lane.slug, "hedged", f"no answer for {took_ms:.0f} ms")
+            why = f"no answer for {(now - call.began) * 1000:.0f} ms"
+            call.story.step(now, lane.slug, "hedged" if hedge else "retried", why)
         return attempt
 
     def _untried(self, call: _Call, now: float) -> Sequence[Candidate]:
@@ -270,26 +315,28 @@ class RoutedCalls:
 
     # -- one attempt -----------------------------------------------------------------------------
 
-    def _begin(self, call: _Call, now: float) -> tuple[Attempt, float | None]:
-        """Send to the best there is; and after how many seconds to ask another one beside it.
+    def _begin(self, call: _Call, now: float) -> Attempt:
+        """Send to the best there is.
 
         Raises:
             MeshError: Nothing was sent.
         """
         group = call.group
-        lane, others = self._choose(call, now)
-        left_s = call.give_up - now
-        timeout_s = left_s / 2 if others else left_s
+        lane = self._choose(call, now)
         if call.again:
             lane.tally.retried += 1
-        attempt = self._send(call, lane, now, timeout_s)
-        if not others or group.verb != _HEDGED:
-            return attempt, None
-        hedge_s = self._hedging.delay_s()
-        return attempt, hedge_s if hedge_s is not None and hedge_s < timeout_s else None
+        if group.askable == 1:
+            return self._send(call, lane, now)
+        first_s = (call.give_up - now) / 2
+        call.half_at = now + first_s
+        if group.verb == _HEDGED:
+            hedge_s = self._hedging.delay_s()
+            if hedge_s is not None and hedge_s < first_s:
+                first_s = hedge_s
+        return self._send(call, lane, now, first_s)
 
-    def _choose(self, call: _Call, now: float) -> tuple[Lane, bool]:
-        """Whom to ask, and whether there is anybody else who was not asked yet."""
+    def _choose(self, call: _Call, now: float) -> Lane:
+        """Whom to ask."""
         group = call.group
         self._peers.refresh(group)
         most = self._config.max_in_flight
@@ -312,13 +359,15 @@ class RoutedCalls:
             why = self._why(found, index, rival, now)
             what, why = ("retried", f"{call.again}; {why}") if call.again else ("chosen", why)
             call.story.step(now, chosen.node.slug, what, why)
-        return group.lanes[chosen.node.slug], group.askable - len(call.tried) > 1
+        return group.lanes[chosen.node.slug]
 
-    def _send(self, call: _Call, lane: Lane, now: float, timeout_s: float) -> Attempt:
+    def _send(self, call: _Call, lane: Lane, now: float, first_s: float = 0.0) -> Attempt:
         breaker = lane.breaker
         # Who is chosen although its breaker admits nobody is there because too many others are out.
         permit = None if breaker is None else breaker.acquire(now) or breaker.exempt()
-        attempt = self._attempts.begin(lane, permit, call.tail, now, timeout_s)
+        attempt = self._attempts.begin(
+            lane, permit, call.tail, now, call.give_up - now, first_s=first_s
+        )
         call.attempts += 1
         call.tried = (*call.tried, lane.slug)
         return attempt
@@ -338,9 +387,9 @@ class RoutedCalls:
             self._hedging.observed((now - attempt.began) * 1000)
         return slug, answer
 
-    def _give_up(self, call: _Call, attempt: Attempt, why: str) -> None:
+    def _give_up(self, call: _Call, attempt: Attempt, why: str, *, beaten: bool = False) -> None:
         now, slug = self._clock.monotonic(), attempt.lane.slug
-        self._attempts.drop(attempt, now)
+        self._attempts.drop(attempt, now, beaten=beaten)
         if call.id:
             self._cancel(slug, call.id)
         if call.story is not None:
@@ -361,22 +410,24 @@ class RoutedCalls:
         """Why none of the group is asked."""
         verb, candidates = call.group.verb, call.group.candidates
         refused = {one.node.slug: why for one in candidates if (why := refusal(one.node))}
-        others = ", ".join(one.node.slug for one in candidates if one.node.slug not in refused)
-        opens_in_s = circuit_opens_in_s(candidates, now)
+        out = broken(candidates, now)
+        for one in out:
+            lane = call.group.lanes[one.node.slug]
+            lane.tally.refused += 1
+            self._reports.note(lane)
+        spare = [one for one in candidates if one not in out and one.node.slug not in refused]
         error: MeshError
-        if opens_in_s is not None:
-            for lane in call.group.lanes.values():
-                if lane.breaker is not None and not lane.breaker.admits(now):
-                    lane.tally.refused += 1
-                    self._reports.note(lane)
-            error = CircuitOpenError(
-                f"{verb}: calls to {others} have failed too often; not sent",
-                retry_after_ms=max(1, math.ceil(opens_in_s * 1000)),
-            )
-        elif others:
+        if spare:
             error = OverloadedError(
-                f"{verb}: as many calls to {others} are under way as this client makes at a time",
+                f"{verb}: as many calls to {_names(spare)} are under way as this client makes at a "
+                "time",
                 retry_after_ms=_FULL_RETRY_MS,
+            )
+        elif out:
+            opens_in_s = min(one.breaker.retry_after_s(now) for one in out if one.breaker)
+            error = CircuitOpenError(
+                f"{verb}: calls to {_names(out)} have failed too often; not sent",
+                retry_after_ms=max(1, math.ceil(opens_in_s * 1000)),
             )
         else:
             whys = "; ".join(f"{slug}: {why}" for slug, why in refused.items())
@@ -384,3 +435,7 @@ class RoutedCalls:
         if call.story is not None:
             call.story.step(now, "", "refused", str(error))
         return error
+
+
+def _names(candidates: Sequence[Candidate]) -> str:
+    return ", ".join(one.node.slug for one in candidates)

@@ -15,9 +15,16 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from mesh.config import RateLimitConfig
+from mesh.core.queueing import Queueing
 from mesh.core.rate_limit import RateLimiter
 from mesh.core.seldom import Seldom
-from mesh.errors import InternalError, MeshError, OverloadedError, TooLargeError
+from mesh.errors import (
+    DeadlineExceededError,
+    InternalError,
+    MeshError,
+    OverloadedError,
+    TooLargeError,
+)
 from mesh.ports import Bus, Clock, Message
 from mesh.wire import codec
 from mesh.wire.messages import Request
@@ -28,7 +35,6 @@ log = structlog.get_logger()
 Respond = Callable[[str], Awaitable[bytes]]
 """Given the caller, makes the encoded reply; raises MeshErrors."""
 
-_SMOOTHING = 0.1
 _LEAST_RETRY_MS = 50
 _UNLIMITED = frozenset({"gateway"})
 """It limits its own clients, and carries all of them."""
@@ -39,11 +45,20 @@ class _Work:
     """One request that is queued or runs."""
 
     __slots__ = (
-        "_id", "begun", "bypass", "caller", "finishes", "handler", "message", "task",
+        "_id", "begun", "bypass", "caller", "deadline", "finishes", "handler", "kind", "message",
+        "task",
     )  # fmt: skip
 
     def __init__(
-        self, message: Message, caller: str, handler: Respond, *, bypass: bool, finishes: bool
+        self,
+        message: Message,
+        caller: str,
+        handler: Respond,
+        *,
+        bypass: bool,
+        finishes: bool,
+        deadline: int,
+        kind: str,
     ) -> None:
         self.message = message
         self.caller = caller
@@ -52,6 +67,8 @@ class _Work:
         self.bypass = bypass
         self.finishes = finishes
         """What has begun is not stopped for a caller that gave up."""
+        self.deadline = deadline
+        self.kind = kind
         self.begun = False
         self.task: asyncio.Task[None] | None = None
         """None: it is in the queue of the bulkhead."""
@@ -110,10 +127,12 @@ class Responder:
         """Whatever has come in and has not ended."""
         self._queue: deque[_Work] = deque()
         """Of these, what waits for a place."""
-        self._service_ms = 0.0
+        self._queueing = Queueing(max_parallel)
         self.in_flight = 0
         self.queued = 0
         self.dropped = 0
+        self.expired = 0
+        """Requests for which nothing was done, since nobody waited any more."""
         self._drops_told = Seldom()
         self._refused_at: float | None = None
 
@@ -123,7 +142,14 @@ class Responder:
         return at is not None and self._clock.monotonic() - at < seconds
 
     def serve(
-        self, message: Message, handler: Respond, *, bypass: bool = False, finishes: bool = False
+        self,
+        message: Message,
+        handler: Respond,
+        *,
+        bypass: bool = False,
+        finishes: bool = False,
+        deadline: int = 0,
+        kind: str = "",
     ) -> None:
         """Answer `message` with what `handler` gives; returns at once.
 
@@ -133,15 +159,27 @@ class Responder:
             bypass: Neither counted nor queued nor limited: pings must be answered by a busy node
                 too.
             finishes: Once it has begun, `cancel` no longer stops it.
+            deadline: Unix ms until which somebody waits; 0: for ever. What would have to queue too
+                long for that is refused at once.
+            kind: One of a few kinds of work that must have ended by the deadline; empty: it is
+                enough to have begun.
         """
         caller = caller_of(message)
         if not self.answerable(message, caller):
             self.drop(message, "reply subject is not the caller's")
             return
-        if not bypass and (refusal := self._refusal(caller)) is not None:
+        if not bypass and (refusal := self._refusal(caller, deadline, kind)) is not None:
             self.refuse(message, refusal)
             return
-        work = _Work(message, caller, handler, bypass=bypass, finishes=finishes)
+        work = _Work(
+            message,
+            caller,
+            handler,
+            bypass=bypass,
+            finishes=finishes,
+            deadline=deadline,
+            kind=kind,
+        )
         self._works.add(work)
         if bypass or self.in_flight < self._max_parallel:
             self._begin(work)
@@ -163,6 +201,12 @@ class Responder:
     def refuse(self, message: Message, error: MeshError) -> None:
         """Answer at once that nothing will be done."""
         self.answer(message, codec.encode(codec.error_reply(error)))
+
+    def too_late(self) -> DeadlineExceededError:
+        """Counts a request for which nothing is done; what to answer it."""
+        self.expired += 1
+        why = "nobody waits for this any more; nothing was done"
+        return DeadlineExceededError(why, fields={"deadline": [why]})
 
     def drop(self, message: Message, why: str) -> None:
         """Count a message that cannot be answered. One line a second tells of all: anybody with a
@@ -202,7 +246,7 @@ class Responder:
         was_due, work.handler = work.handler is not None, None
         return was_due  # a task that is cancelled before its first step would never clean up
 
-    def _refusal(self, caller: str) -> OverloadedError | None:
+    def _refusal(self, caller: str, deadline: int = 0, kind: str = "") -> OverloadedError | None:
         """Why this caller is not let in now. One that asks too often is nobody else's trouble: it
         does not make this a busy node.
         """
@@ -213,14 +257,22 @@ class Responder:
                     f"{caller} asks {self._name} more often than {verdict.limit} times a period",
                     retry_after_ms=max(1, math.ceil(verdict.retry_after_s * 1000)),
                 )
-        if self.in_flight + self.queued < self._max_parallel + self._max_queued:
+        if self.in_flight < self._max_parallel:
             return None
-        self._refused_at = self._clock.monotonic()
-        wait_ms = self._service_ms * (self.queued + 1) / self._max_parallel
-        return OverloadedError(
-            f"{self._name} has as much work as it takes",
-            retry_after_ms=max(_LEAST_RETRY_MS, round(wait_ms)),
-        )
+        wait_ms = self._queueing.wait_ms(self.queued)
+        if self.queued >= self._max_queued:
+            self._refused_at = self._clock.monotonic()
+            why = f"{self._name} has as much work as it takes"
+        elif not deadline or self._in_time(self.queued, deadline, kind):
+            return None
+        else:
+            if self._in_time(0, deadline, kind):  # a caller in a hurry does not make it a busy node
+                self._refused_at = self._clock.monotonic()
+            why = f"{self._name} could not begin this for {wait_ms:.0f} ms: too late for its caller"
+        return OverloadedError(why, retry_after_ms=max(_LEAST_RETRY_MS, round(wait_ms)))
+
+    def _in_time(self, queued: int, deadline: int, kind: str) -> bool:
+        return self._queueing.in_time(queued, deadline - self._clock.unix_ms(), kind=kind)
 
     def _begin(self, work: _Work) -> None:
         if self._loop is None:
@@ -231,26 +283,36 @@ class Responder:
     async def _run(self, work: _Work) -> None:
         work.begun = True
         began = self._clock.monotonic()
+        cut_short = True
         try:
             if work.handler is not None:
-                await self._answer(work.message, work.caller, work.handler)
+                cut_short = await self._answer(work.message, work.caller, work.handler)
         finally:
             self._works.discard(work)
             if not work.bypass:
-                took_ms = (self._clock.monotonic() - began) * 1000
-                self._service_ms += _SMOOTHING * (took_ms - self._service_ms)
+                if work.handler is not None:
+                    took_ms = (self._clock.monotonic() - began) * 1000
+                    self._queueing.ended(took_ms, kind=work.kind, cut_short=cut_short)
                 self.in_flight -= 1
                 self._begin_next()
 
     def _begin_next(self) -> None:
         while self._queue and self.in_flight < self._max_parallel:
             self.queued -= 1
-            self._begin(self._queue.popleft())
+            work = self._queue.popleft()
+            if work.deadline and self._clock.unix_ms() >= work.deadline:
+                self._works.discard(work)
+                self.refuse(work.message, self.too_late())
+            else:
+                self._begin(work)
 
-    async def _answer(self, message: Message, caller: str, handler: Respond) -> None:
+    async def _answer(self, message: Message, caller: str, handler: Respond) -> bool:
+        """Whether it was ended by its deadline."""
+        late = False
         try:
             payload = await handler(caller)
         except MeshError as error:
+            late = isinstance(error, DeadlineExceededError)
             payload = codec.encode(codec.error_reply(error))
         except Exception:
             reference = secrets.token_hex(8)
@@ -260,6 +322,7 @@ class Responder:
             failure = InternalError("something went wrong in the node", reference=reference)
             payload = codec.encode(codec.error_reply(failure))
         self._reply(message, payload)
+        return late
 
     def _reply(self, message: Message, payload: bytes) -> None:
         try:

@@ -40,19 +40,28 @@ class Peer:
 
 
 @contextlib.contextmanager
-def moleculer(folder, nats_url):
+def moleculer(folder, nats_url, replicas):
+    """As many echoes as there are replicas of ours, each a process."""
     shutil.copytree(PEERS, folder, dirs_exist_ok=True)
     quiet = ["--no-progress", "--loglevel=error"]
     subprocess.run(["npm", "ci", *quiet], cwd=folder, check=True, timeout=300)
     environment = os.environ | {"NATS_URL": nats_url}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    echo = subprocess.Popen(["node", "moleculer_echo.js"], cwd=folder, env=environment)
+    echoes = [
+        subprocess.Popen(
+            ["node", "moleculer_echo.js"],
+            cwd=folder,
+            env=environment | {"ECHO": f"echo{number}"},
+        )
+        for number in range(replicas)
+    ]
+    environment |= {"ECHOES": str(replicas)}
     caller = subprocess.Popen(["node", "moleculer_caller.js"], cwd=folder, env=environment, **pipes)
     try:
         assert caller.stdout.readline() == "ready\n"
         yield Peer(caller)
     finally:
-        for process in (caller, echo):
+        for process in (caller, *echoes):
             process.kill()
             process.wait(timeout=10)
         caller.stdin.close()
@@ -120,7 +129,7 @@ def test_full_call_path_beside_moleculer(tmp_path, replicas):
     with (
         mesh_of(tmp_path, replicas) as live,
         open_broker() as nats_url,
-        moleculer(tmp_path / "peers", nats_url) as peer,
+        moleculer(tmp_path / "peers", nats_url, replicas) as peer,
     ):
         pairs = uvloop.run(rounds(live, peer))
     ratio = statistics.median(ours / theirs for ours, theirs in pairs)

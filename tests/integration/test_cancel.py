@@ -123,6 +123,7 @@ class World:
             journal=MemoryJournal(),
             history=self.history,
             clock=SystemClock(),
+            incarnation=SystemClock().unix_ms(),
             rng=random.Random(1),
         )
         await self.server.start()

@@ -268,6 +268,27 @@ async def test_long_texts_are_fetched_for_the_final_hits_alone(mesh):
     assert [verb for _, verb, _ in mesh.asked] == ["search", "fetch"]
 
 
+async def test_each_part_of_a_search_can_be_stopped_without_the_others(mesh):
+    """Two collections of one node: their texts are asked for under ids of their own."""
+    two = [part("a", (None, 0.9), collection=name).shards[0] for name in ("notes", "tickets")]
+    found = msgspec.structs.replace(part("a"), shards=two)
+    ids = {}
+
+    def answer(verb, data):
+        if verb == "search":
+            return codec.ok(found)
+        asked = codec.decode(data, FetchRequest)
+        ids[asked.collection] = asked.id
+        texts = [StoredDocument(id=name, content="long") for name in asked.ids]
+        return codec.ok(FetchResult(documents=texts))
+
+    await mesh.node("a", answer)
+    infos = [CollectionInfo(name=name, shard="a") for name in ("notes", "tickets")]
+    result = await mesh.search(RouteNode(slug="a", health=Health.HEALTHY, collections=infos))
+    assert sorted(ids) == ["notes", "tickets"]
+    assert len({result.id, *ids.values()}) == 3
+
+
 async def test_text_that_does_not_come_makes_the_answer_partial(mesh):
     found = part("a", (None, 0.9))
     await mesh.node("a", lambda verb, _data: codec.ok(found) if verb == "search" else None)

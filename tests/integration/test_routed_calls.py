@@ -11,9 +11,9 @@ import pytest_asyncio
 
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.nats.bus import NatsBus
-from mesh.config import MeshConfig, NatsConfig, RoutingConfig
+from mesh.config import BreakerConfig, MeshConfig, NatsConfig, RoutingConfig
 from mesh.core.route_table import RouteTable
-from mesh.errors import DrainingError
+from mesh.errors import DeadlineExceededError, DrainingError
 from mesh.runtime.caller import Caller
 from mesh.runtime.federation import Federation
 from mesh.types import Health
@@ -104,13 +104,15 @@ class Mesh:
         self._open.push_async_callback(bus.close)
         return bus
 
-    async def start(self, *slugs, **routing):
+    async def start(self, *slugs, breaker=None, **routing):
         for slug in slugs:
             bus = await self.bus(slug)
             self.replicas[slug] = Replica(slug, bus)
             await bus.subscribe(f"mesh.v1.rpc.{slug}.*.*", self.replicas[slug].handle)
         self.client = await self.bus("ops")
-        config = MeshConfig(routing=RoutingConfig(**routing))
+        config = MeshConfig(
+            routing=RoutingConfig(**routing), breaker=BreakerConfig(**(breaker or {}))
+        )
         self.caller = Caller(self.client, SystemClock(), config)
         self.federation = Federation(self.caller, SystemClock())
         self.table = RouteTable(epoch=1, version=1, nodes=[replica(slug) for slug in slugs])
@@ -155,6 +157,41 @@ async def test_one_killed_and_one_hung_of_three_cost_no_call(mesh):
     await asyncio.gather(faults(), *(caller() for _ in range(8)))
     assert answered["c"] > 100
     assert sum(answered.values()) > 300
+
+
+async def test_after_a_broker_that_hung_every_node_is_called_at_once(broker):
+    """All calls of three seconds failed, and that was no node's fault."""
+    mesh = Mesh(broker)
+    await mesh.start("a", "b", breaker={"failure_threshold": 2, "retry_timeout_s": 30})
+    ends, over = Counter(), asyncio.Event()
+
+    async def caller():
+        while not over.is_set():
+            try:
+                await mesh.ping(timeout_s=0.4)
+                ends["answered"] += 1
+            except DeadlineExceededError:
+                ends["late"] += 1
+            await asyncio.sleep(0.01)
+
+    calling = asyncio.gather(*(caller() for _ in range(8)))
+    try:
+        await asyncio.sleep(0.2)
+        assert set(ends) == {"answered"}
+        broker.pause()
+        await asyncio.sleep(3)
+        assert ends["late"] > 20
+        broker.resume()
+        await asyncio.sleep(0.5)
+        ends.clear()
+        await asyncio.sleep(0.3)
+        assert ends["answered"] > 50
+        assert set(ends) == {"answered"}
+    finally:
+        broker.resume()
+        over.set()
+        await calling
+        await mesh.close()
 
 
 async def test_a_slow_search_is_hedged_and_the_loser_told_to_stop(mesh):

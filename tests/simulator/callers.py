@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mesh.core.balancer import Balancer
-from mesh.core.breaker import Outcome
+from mesh.core.breaker import Outcome, had_its_time
 from mesh.core.hedging import Hedging
 from mesh.core.retry_budget import RetryBudget
 from mesh.core.selection import Candidate, usable
@@ -142,7 +142,6 @@ class Caller:
     def _attempt(self, call: Call) -> None:
         if call.done:
             return
-        now = self.time.now
         if not self.connected:
             self._wait(call)
             return
@@ -151,12 +150,18 @@ class Caller:
             self._refuse(call)
             return
         chosen = self._pick(found)
-        others = any(one.node.slug not in (chosen, *call.tried) for one in self._askable(call))
-        left_s = call.give_up - now
-        self._send(call, self.lanes[chosen], left_s / 2 if others else left_s)
+        self._send(call, self.lanes[chosen])
+        self._watch(call)
         delay_s = self.hedging.delay_s()
-        if others and delay_s is not None and self.policy.routing.hedge_budget:
+        if delay_s is not None and self.policy.routing.hedge_budget:
             call.hedge = self.time.after(delay_s, lambda: self._hedge(call))
+
+    def _watch(self, call: Call) -> None:
+        """Ask another one beside those that run when half of what is left is over."""
+        if call.half is not None:
+            call.half.cancel()
+        half_s = (call.give_up - self.time.now) / 2
+        call.half = self.time.after(half_s, lambda: self._half(call))
 
     def _wait(self, call: Call) -> None:
         """For the broker, as long as there is time."""
@@ -164,13 +169,6 @@ class Caller:
             self.time.after(SOON_S, lambda: self._attempt(call))
         else:
             self._finish(call, ok=False)
-
-    def _askable(self, call: Call) -> Sequence[Candidate]:
-        return [
-            one
-            for one in self._candidates(call.shard)
-            if one.node.health in (Health.HEALTHY, Health.SUSPECT, Health.OVERLOADED)
-        ]
 
     def _refuse(self, call: Call) -> None:
         if not call.tried:
@@ -187,13 +185,26 @@ class Caller:
     def _hedge(self, call: Call) -> None:
         if call.done or len(call.open) != 1:
             return
-        found = self._usable(call, call.tried)
+        found = self._unbroken(call)
         if found and self.hedge_budget.take(self.time.now):
             self.tallies.hedged += 1
-            lane = self.lanes[self._pick(found)]
-            self._send(call, lane, call.give_up - self.time.now)
+            self._send(call, self.lanes[self._pick(found)])
 
-    def _send(self, call: Call, lane: Lane, timeout_s: float) -> None:
+    def _half(self, call: Call) -> None:
+        if call.done or not call.open or call.attempts >= self.policy.routing.max_attempts:
+            return
+        found = self._usable(call, call.tried) if self.connected else ()
+        if found and self.budget.take(self.time.now):
+            self.tallies.retried += 1
+            self._send(call, self.lanes[self._pick(found)])
+            self._watch(call)
+
+    def _unbroken(self, call: Call) -> Sequence[Candidate]:
+        """Whom to ask out of impatience."""
+        found = self._usable(call, call.tried) if self.connected else ()
+        return [one for one in found if self.lanes[one.node.slug].breaker.admits(self.time.now)]
+
+    def _send(self, call: Call, lane: Lane) -> None:
         now, tallies = self.time.now, self.tallies
         permit = lane.breaker.acquire(now) or lane.breaker.exempt()
         attempt = Attempt(call, lane, permit, now)
@@ -206,8 +217,9 @@ class Caller:
             running = tallies.probing.get(lane.node.slug, 0) + 1
             tallies.probing[lane.node.slug] = running
             tallies.most_probing = max(tallies.most_probing, running)
-        attempt.timer = self.time.after(timeout_s, lambda: self._ended(attempt, Answer.TIMED_OUT))
-        deadline = now + timeout_s
+        deadline = call.give_up
+        left_s = deadline - now
+        attempt.timer = self.time.after(left_s, lambda: self._ended(attempt, Answer.TIMED_OUT))
 
         def answered(answer: Answer) -> None:
             self.time.after(WIRE_S, lambda: self._heard(attempt, answer))
@@ -230,9 +242,9 @@ class Caller:
         outcome = Outcome.IGNORED
         if answer is Answer.OK:
             outcome = Outcome.SUCCESS
-        elif blamed:
+        elif answer is Answer.FAILED or (blamed and self._had_its_time(attempt)):
             outcome = Outcome.FAILURE
-        self._close(attempt, outcome, counts=answer in (Answer.OK, Answer.TIMED_OUT))
+        self._close(attempt, outcome, counts=blamed)
         lane = attempt.lane
         if answer is Answer.OK:
             self.hedging.observed((self.time.now - attempt.began) * 1000)
@@ -266,6 +278,10 @@ class Caller:
         self.tallies.retried += 1
         self.time.after(pause_s, lambda: self._attempt(call))
 
+    def _had_its_time(self, attempt: Attempt) -> bool:
+        had_ms = (self.time.now - attempt.began) * 1000
+        return had_its_time(had_ms, attempt.lane.load.usual_ms)
+
     def _close(self, attempt: Attempt, outcome: Outcome, *, counts: bool) -> None:
         attempt.ended = True
         if attempt.timer is not None:
@@ -273,7 +289,13 @@ class Caller:
         lane, now = attempt.lane, self.time.now
         attempt.call.open.remove(attempt)
         del lane.open[attempt]
-        lane.load.returned(attempt.token, now, counts=counts)
+        match outcome:
+            case Outcome.SUCCESS:
+                lane.load.answered(attempt.token, now)
+            case Outcome.FAILURE:
+                lane.load.failed(attempt.token, now)
+            case Outcome.IGNORED:
+                lane.load.returned(attempt.token, now, counts=counts)
         if attempt.probes:
             self.tallies.probing[lane.node.slug] -= 1
         if outcome is not Outcome.IGNORED:
@@ -285,14 +307,17 @@ class Caller:
 
     def _finish(self, call: Call, *, ok: bool) -> None:
         call.done = True
-        if call.hedge is not None:
-            call.hedge.cancel()
+        for timer in (call.hedge, call.half):
+            if timer is not None:
+                timer.cancel()
         now = self.time.now
         for attempt in list(call.open):
             known_ms = attempt.lane.load.ewma_ms or 0.0
             took_ms = (now - attempt.began) * 1000
             self.hedging.observed(took_ms)
-            self._close(attempt, Outcome.IGNORED, counts=took_ms > known_ms)
+            slow = ok and self._had_its_time(attempt)
+            outcome = Outcome.FAILURE if slow else Outcome.IGNORED
+            self._close(attempt, outcome, counts=took_ms > known_ms)
         self.tallies.failed += not ok
         self.tallies.calls.append((call.began, (now - call.began) * 1000, ok))
 

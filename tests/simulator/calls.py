@@ -73,7 +73,7 @@ class Attempt:
 
 
 class Call:
-    __slots__ = ("attempts", "began", "done", "give_up", "hedge", "open", "shard", "tried")
+    __slots__ = ("attempts", "began", "done", "give_up", "half", "hedge", "open", "shard", "tried")
 
     def __init__(self, shard: str, now: float) -> None:
         self.shard = shard
@@ -83,4 +83,5 @@ class Call:
         self.tried: list[str] = []
         self.open: list[Attempt] = []
         self.hedge: Timer | None = None
+        self.half: Timer | None = None
         self.done = False

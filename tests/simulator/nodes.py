@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mesh.core.queueing import Queueing
 from simulator.timeline import Timeline
 
 WIRE_S = 0.00025
 """One way through the broker."""
 FAILS_S = 0.001
+SERVED = "search"
 RETRY_AFTER_S = 0.05
 
 
@@ -43,13 +45,17 @@ class Node:
         service_ms: float,
         parallel: int,
         queued: int,
+        refuses_late: bool = True,
     ) -> None:
+        """`refuses_late`: what could not be done before its deadline is refused at once."""
         self.time = time
         self.slug = slug
         self.shard = shard
         self.service_ms = service_ms
         self.parallel = parallel
         self.queued = queued
+        self.refuses_late = refuses_late
+        self.queueing = Queueing(parallel)
         self.slow = 1.0
         self.failing = False
         self.running = True
@@ -85,11 +91,17 @@ class Node:
         self.received += 1
         if self.hung or self.stalled:
             self.queue.append(_Work(deadline, answer))
-        elif self.at_work >= self.parallel and len(self.queue) >= self.queued:
+        elif self.at_work >= self.parallel and not self._has_room(deadline):
             answer(Answer.OVERLOADED)
         else:
             self.queue.append(_Work(deadline, answer))
             self._work()
+
+    def _has_room(self, deadline: float) -> bool:
+        waiting, left_ms = len(self.queue), (deadline - self.time.now) * 1000
+        return waiting < self.queued and (
+            not self.refuses_late or self.queueing.in_time(waiting, left_ms, kind=SERVED)
+        )
 
     def _work(self) -> None:
         while self.queue and self.at_work < self.parallel and not (self.hung or self.stalled):
@@ -102,17 +114,25 @@ class Node:
         self.at_work += 1
         failing, life = self.failing, self.life
         took_s = self.service_ms * self.slow * self.time.rng.uniform(0.8, 1.2) / 1000
-        self.time.after(
-            FAILS_S if failing else took_s, lambda: self._done(work, life, failed=failing)
-        )
+        took_s = FAILS_S if failing else took_s
+        left_s = work.deadline - self.time.now
+        late = took_s > left_s  # nobody works past a deadline
+        took_s = min(took_s, left_s)
 
-    def _done(self, work: _Work, life: int, *, failed: bool) -> None:
-        if life != self.life or not self.running:
-            return  # it died with its process
+        def end() -> None:
+            if life != self.life or not self.running:
+                return  # it died with its process
+            self.queueing.ended(took_s * 1000, kind=SERVED, cut_short=late)
+            self._done(work, failed=failing, late=late)
+
+        self.time.after(took_s, end)
+
+    def _done(self, work: _Work, *, failed: bool, late: bool) -> None:
         self.at_work -= 1
         if self.hung or self.cut_off:
             return
-        work.answer(Answer.FAILED if failed else Answer.OK)
+        if not late:
+            work.answer(Answer.FAILED if failed else Answer.OK)
         self._work()
 
     # -- faults ----------------------------------------------------------------------------------

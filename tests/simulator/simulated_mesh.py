@@ -49,9 +49,10 @@ class SimulatedMesh:
         service_ms: float = 5.0,
         parallel: int = 10,
         queued: int = 128,
+        refuses_late: bool = True,
         seed: int = 1,
     ) -> None:
-        """`rate`: calls a second of all callers together."""
+        """`rate`: calls a second of all callers together; `refuses_late`: see `Node`."""
         self.policy = policy
         self.time = Timeline(seed)
         self.shards = {
@@ -63,6 +64,7 @@ class SimulatedMesh:
                     service_ms=service_ms,
                     parallel=parallel,
                     queued=queued,
+                    refuses_late=refuses_late,
                 )
                 for place in range(replicas)
             ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh.config import BreakerConfig
-from mesh.core.breaker import JITTER, SLICES, VOID_AFTER_S, Breaker, Outcome
+from mesh.core.breaker import JITTER, SLICES, VOID_AFTER_S, Breaker, Outcome, had_its_time
 from mesh.types import BreakerState
 from mesh.wire.messages import BreakerWord
 
@@ -338,3 +338,19 @@ def test_one_that_is_switched_off_admits_always():
     assert not breaker.adopt(word(OPEN, 9), until=1e9, probes=0, now=0.0)
     assert breaker.admits(0.0)
     assert (breaker.state, breaker.turn) == (CLOSED, 9)
+
+
+@pytest.mark.parametrize(
+    ("had_ms", "usual_ms", "blamed"),
+    [
+        (5, 0, False),
+        (249, 20, False),
+        (250, 20, True),
+        (399, 100, False),
+        (400, 100, True),
+        (749, 500, False),
+        (750, 500, True),
+    ],
+)
+def test_a_node_is_to_blame_once_it_had_its_time(had_ms, usual_ms, blamed):
+    assert had_its_time(had_ms, usual_ms) is blamed

@@ -7,7 +7,7 @@ import asyncio
 from caller_world import HUNG, CallerWorld, raised, route
 from virtual_time import virtual
 
-from mesh.errors import InternalError, OverloadedError
+from mesh.errors import CircuitOpenError, InternalError, OverloadedError, TooLargeError
 from mesh.types import BreakerState, Health
 from mesh.wire.messages import ActionRequest, PingResult
 
@@ -123,10 +123,15 @@ async def test_a_trace_tells_who_was_chosen_skipped_and_tried_instead():
     (trace,) = await told(world)
     assert (trace.id, trace.verb, trace.outcome, trace.took_ms) == ("why", "search", "ok", 500.0)
     steps = [(step.at_ms, step.node, step.what) for step in trace.steps]
-    assert steps[:3] == [(0, "c", "skipped"), (0, "a", "chosen"), (500.0, "a", "failed")]
-    assert steps[-2:] == [(500.0, "b", "retried"), (500.0, "b", "answered")]
+    assert steps == [
+        (0, "c", "skipped"),
+        (0, "a", "chosen"),
+        (500.0, "b", "retried"),
+        (500.0, "a", "cancelled"),
+        (500.0, "b", "answered"),
+    ]
     assert "its loop hangs" in trace.steps[0].why
-    assert "deadline_exceeded" in trace.steps[2].why
+    assert trace.steps[2].why == "no answer for 500 ms"
 
 
 @virtual
@@ -163,6 +168,20 @@ REQUEST = ActionRequest(id="nobody", action="x", params={})
 
 
 @virtual
+async def test_the_trace_of_an_action_that_is_not_sent_says_why():
+    world = CallerWorld("a", breaker={"failure_threshold": 1})
+    world.behave("a", InternalError("bug"))
+    await raised(world.caller.action("a", "x", REQUEST, PingResult, 5.0))
+    refused = await raised(world.caller.action("a", "x", REQUEST, PingResult, 5.0))
+    assert isinstance(refused, CircuitOpenError)
+    first, second = await told(world)
+    assert [step.what for step in first.steps] == ["chosen", "failed"]
+    ((what, node, why),) = [(step.what, step.node, step.why) for step in second.steps]
+    assert (what, node, second.outcome) == ("refused", "a", "circuit_open")
+    assert "1 failures in a row" in why
+
+
+@virtual
 async def test_an_action_has_a_trace_under_its_id():
     world = CallerWorld("a")
     call = world.caller.action(
@@ -174,4 +193,32 @@ async def test_an_action_has_a_trace_under_its_id():
     await task
     (trace,) = await told(world)
     assert (trace.id, trace.verb, trace.outcome) == ("k", "act.work", "ok")
-    assert [step.what for step in trace.steps] == ["failed", "retried", "answered"]
+    assert [step.what for step in trace.steps] == ["chosen", "failed", "retried", "answered"]
+
+
+@virtual
+async def test_a_report_that_is_too_large_goes_without_traces_and_then_in_parts():
+    slugs = [f"node{number:02d}" for number in range(40)]
+    world = CallerWorld(*slugs, strategy="round_robin")
+    publish, sizes = world.bus.publish, []
+
+    def limited(subject, payload):
+        if ".outcome." in subject:
+            sizes.append(len(payload))
+            if len(payload) > 3000:
+                raise TooLargeError("too large")
+        publish(subject, payload)
+
+    world.bus.publish = limited
+    for slug in slugs:
+        world.behave(slug)
+    for number in range(40):
+        await world.search(f"s{number}")
+    await asyncio.sleep(0.6)
+    assert sizes[0] > 3000, "the first try"
+    told = [verb for report in world.reports() for verb in report.verbs]
+    assert sorted(verb.node for verb in told) == slugs, "each once"
+    assert sum(verb.calls for verb in told) == 40
+    tries = len(sizes)
+    await asyncio.sleep(5)
+    assert len(sizes) == tries, "there is nothing left"

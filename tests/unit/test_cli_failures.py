@@ -9,6 +9,7 @@ from cli import connection, mesh_agent
 from cli.meshctl.app import run
 from cli.meshctl.failures import exit_code, guard
 from mesh import errors
+from mesh.config import NatsConfig, NodeConfig
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,36 @@ def test_a_credentials_file_that_cannot_be_is_no_missing_mesh(
     told = capsys.readouterr().err
     assert str(file) in told
     assert "mesh-agent up" not in told
+
+
+def test_calls_of_a_command_are_made_as_file_and_environment_say(tmp_path, monkeypatch):
+    """How agents log in, and what else the file says of them, is not a command's business."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mesh.toml").write_text(
+        "[routing]\nstrategy = 'random'\nmax_attempts = 2\n[search]\ntimeout_ms = 5\n"
+        "[nats]\nservers = ['nats://agents:1']\n[node]\nname = 'crm'\n"
+    )
+    monkeypatch.setenv("MESH_ROUTING__MAX_ATTEMPTS", "4")
+    monkeypatch.setenv("MESH_BREAKER__FAILURE_THRESHOLD", "7")
+    monkeypatch.setenv("MESH_NODE__WEIGHT", "not theirs to read")
+    given = []
+    monkeypatch.setattr(connection.mesh, "connect", lambda *_, **named: given.append(named))
+    connection.connect(connection.Options())
+    config = given[0]["config"]
+    assert (config.routing.strategy, config.routing.max_attempts) == ("random", 4)
+    assert (config.breaker.failure_threshold, config.search.timeout_ms) == (7, 5)
+    assert (config.nats, config.node) == (NatsConfig(), NodeConfig())
+
+
+@pytest.mark.parametrize("how", ["file", "environment"])
+def test_a_strategy_that_is_none_names_those_there_are(tmp_path, monkeypatch, capsys, how):
+    monkeypatch.chdir(tmp_path)
+    if how == "file":
+        (tmp_path / "mesh.toml").write_text("[routing]\nstrategy = 'fastest'\n")
+    else:
+        monkeypatch.setenv("MESH_ROUTING__STRATEGY", "fastest")
+    assert run(["nodes", "list", "--url", "nats://127.0.0.1:1"]) == 2
+    assert "'fastest' is none of p2c, round_robin, " in capsys.readouterr().err
 
 
 def test_an_address_that_cannot_be_is_wrong_usage_and_shows_no_password(capsys):

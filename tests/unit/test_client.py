@@ -171,6 +171,20 @@ async def test_an_action_says_whom_it_is_for_and_finds_a_node_newer_than_the_tab
     assert (request.id, request.on_behalf) == ("k", "alice")
 
 
+async def test_an_action_that_the_named_node_does_not_have_is_not_sent(world):
+    asked = []
+    await world._serving.subscribe(f"{subjects.PREFIX}.act.crm.*.*", asked.append)
+    table = RouteTable(epoch=2, version=1, nodes=[node("crm", actions=["refund"])])
+    world.client._routes.follower.table = table
+    with pytest.raises(BadRequestError, match="crm offers: refund"):
+        await world.client.run_action("index", node="crm")
+    assert asked == []
+    world._newest = RouteUpdate(epoch=3, version=1, nodes=[node("crm", actions=["index"])])
+    await asyncio.sleep(1.0)
+    await world.client.run_action("index", node="crm")
+    assert len(asked) == 1
+
+
 async def test_a_search_that_is_made_already_gets_an_id_and_says_whom_it_is_for(world):
     asked = []
 

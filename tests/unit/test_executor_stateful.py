@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import mesh.runtime.executor as executor_module
-from mesh.errors import ConflictError, MeshError, UnavailableError
+from mesh.errors import ConflictError, DeadlineExceededError, MeshError, UnavailableError
 from mesh.runtime.executor import Executor
 from mesh.runtime.sdk import ActionSpec
 from mesh.types import ActionState
@@ -241,6 +241,18 @@ def test_an_outcome_that_cannot_be_written_is_kept_until_it_can(name):
     mesh.submit("a", name, 0)
     assert mesh.effects["a", name] == 1
     assert mesh.stream.outcomes("a")
+    mesh.teardown()
+
+
+def test_what_is_too_late_when_it_could_begin_runs_nothing_is_counted_and_names_the_field():
+    mesh = ExecutorMachine()
+    late = ActionRequest(id="a", action="once", params={"value": 0}, deadline=1)
+    with pytest.raises(DeadlineExceededError) as caught:
+        mesh.loop.run_until_complete(mesh.executor.execute(late, "ops"))
+    assert "deadline" in caught.value.fields
+    assert mesh.executor.expired == 1
+    assert not mesh.effects
+    assert not mesh.stream.records
     mesh.teardown()
 
 

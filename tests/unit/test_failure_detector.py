@@ -493,3 +493,48 @@ def test_the_clock_may_begin_at_zero():
     assert SetHealth("a", Health.HEALTHY, "") in detector.handle(ProbeAnswered("a", 1), 0.0)
     detector.handle(BeatEchoed(), 1.0)
     assert detector.handle(Tick(), 1.4) == []
+
+
+# -- what a node says of itself outranks what is missed of it --------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "health"),
+    [({"draining": True}, Health.DRAINING), ({"lag_s": 9.0}, Health.STALLED)],
+    ids=["draining", "stalled"],
+)
+def test_a_node_that_takes_no_work_gets_none_because_its_beats_are_late(world, flags, health):
+    """Callers ask suspect nodes."""
+    world.healthy()
+    world.beat(**flags)
+    assert world.of_a is health
+    world.wait(2)
+    assert world.of_a is health
+    world.wait(2)
+    assert world.of_a is Health.UNREACHABLE
+
+
+def test_a_new_node_that_takes_no_work_says_so_before_it_answers_a_probe(world):
+    world.beat()
+    assert world.of_a is Health.SUSPECT
+    world.beat(draining=True)
+    assert world.of_a is Health.DRAINING
+
+
+def test_a_heartbeat_made_before_the_drain_does_not_end_it(world):
+    world.healthy()
+    world.tell(NodeDraining("a", FIRST_LIFE, world.sequence + 1))
+    assert world.of_a is Health.DRAINING
+    world.beat()
+    assert world.of_a is Health.DRAINING
+    world.beat()
+    assert world.of_a is Health.HEALTHY, "one made later says that it is over"
+
+
+def test_a_drain_that_is_heard_after_its_end_is_none(world):
+    world.healthy()
+    before = world.sequence
+    world.beat(draining=True)
+    world.beat()
+    world.tell(NodeDraining("a", FIRST_LIFE, before))
+    assert world.of_a is Health.HEALTHY

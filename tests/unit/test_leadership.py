@@ -287,3 +287,35 @@ async def test_nothing_runs_when_it_has_ended(world):
     await first.woken()
     await asyncio.sleep(0)
     assert bucket.standing.holder is None
+
+
+async def test_an_epoch_that_came_in_a_lapse_of_the_lease_makes_no_silent_leader(
+    world, monkeypatch
+):
+    """A renewal that began before the lapse extends the same term, and nobody was told to begin."""
+    clock, _, start = world
+    epoch, answer = asyncio.Event(), asyncio.Event()
+    write, next_epoch = MemoryLease.write, Shell.next_epoch
+
+    async def late_epoch(self):
+        await epoch.wait()
+        return await next_epoch(self)
+
+    async def late_write(self, *args, **options):
+        await answer.wait()
+        return await write(self, *args, **options)
+
+    monkeypatch.setattr(Shell, "next_epoch", late_epoch)
+    shell = await start()
+    monkeypatch.setattr(MemoryLease, "write", late_write)
+    clock.now += TTL / 2
+    await shell.woken()
+    clock.now += 0.35 * TTL
+    epoch.set()
+    await settled()
+    answer.set()
+    await settled()
+    assert shell.leadership.leads is bool(shell.told)
+    await shell.woken()
+    assert shell.leadership.leads
+    assert shell.told == [101]

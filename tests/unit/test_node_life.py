@@ -79,6 +79,7 @@ class World:
             journal=MemoryJournal(),
             history=MemoryHistory(bus),
             clock=SystemClock(),
+            incarnation=SystemClock().unix_ms(),
             rng=random.Random(1),
         )
         self.servers.append(server)

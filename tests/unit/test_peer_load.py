@@ -101,3 +101,22 @@ def test_the_cost_is_finite_and_the_oldest_is_the_oldest(steps):
         assert 0 <= load.cost(now) < math.inf
         if load.ewma_ms is not None and flying:
             assert load.time_ms(now) >= (now - min(flying.values())) * 1000 - 1e-6
+
+
+def test_who_fails_at_once_costs_more_than_who_is_slow():
+    quick, slow, broken = served(PeerLoad("q"), 5.0), served(PeerLoad("s"), 500.0), PeerLoad("b")
+    broken.failed(broken.sent(1.0), 1.001)
+    assert quick.cost(1.001) < slow.cost(1.001) < broken.cost(1.001)
+    assert broken.in_flight == broken.node.count == 0
+    for at in range(100):
+        quick.answered(quick.sent(float(at)), at + 0.005)
+    assert broken.cost(100.0) < quick.cost(100.0), "it is tried again"
+
+
+def test_the_usual_time_is_that_of_answers():
+    load = PeerLoad("a")
+    for at in range(100):
+        load.answered(load.sent(float(at)), at + 0.1)
+        load.failed(load.sent(float(at)), at + 0.001)
+        load.returned(load.sent(float(at)), at + 0.9, counts=True)
+    assert load.usual_ms == pytest.approx(100, rel=0.01)

@@ -39,6 +39,7 @@ MAY_PUBLISH = {
             subjects.event("master", "breakers-reset"),
             subjects.rpc("docs", "drain", "master"),
             subjects.outcome("docs"),
+            subjects.outcome("crm"),
             subjects.history("docs", "index", "accepted"),
             subjects.master("register", "crm"),
             subjects.master("ping", "docs"),

@@ -8,6 +8,7 @@ import asyncio
 
 import msgspec
 import pytest
+import structlog
 from fakes import MemoryBroker
 from stepped_clock import SteppedClock, settled
 
@@ -258,3 +259,59 @@ async def test_a_new_master_asks_those_that_are_there(world):
     finally:
         await newcomer.publisher.stop()
         await newcomer.background.stop()
+
+
+# -- lapses, and what cannot be told ---------------------------------------------------------------
+
+
+async def test_a_change_that_falls_into_a_lapse_of_the_lease_goes_out_when_it_is_renewed(world):
+    """Nobody wakes the publisher then: the next snapshot would be the first to tell of it."""
+    await world.lead()
+    await world.paused()
+    world.leads = False
+    await world.change(health=Health.SUSPECT)
+    for _ in range(3):
+        await world.paused()
+    assert len(world.said) == 1
+    world.leads = True
+    for _ in range(2):
+        await world.paused()
+    assert world.versions() == [(7, 1), (7, 2)]
+
+
+async def test_a_lapse_in_which_nothing_changes_does_not_end_the_snapshots(world):
+    await world.lead()
+    world.publisher._snapshot_due_at = world.clock.now
+    world.leads = False
+    for _ in range(3):
+        await world.paused()
+    world.leads = True
+    for _ in range(2):
+        await world.paused()
+    assert world.versions() == [(7, 1), (7, 1)]
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        {"weight": float("inf")},
+        {"load": NodeLoad(search_ms=float("nan"))},
+        {"reason": "x" * route_publisher.MAX_PAGE_BYTES},
+    ],
+    ids=["infinite", "not a number", "larger than a page"],
+)
+async def test_a_route_that_callers_could_not_read_costs_them_no_other(world, flaw):
+    world.nodes["bad"] = RouteNode(slug="bad", **flaw)
+    with structlog.testing.capture_logs() as lines:
+        await world.lead()
+        await world.paused()
+        await world.change(health=Health.HEALTHY)
+    for update in world.said:
+        assert "bad" not in [node.slug for node in update.nodes]
+    assert world.said[-1].nodes[0].health is Health.HEALTHY
+    told = [line["node"] for line in lines if line["event"] == "mesh.routes.node_left_out"]
+    assert told == ["bad"]
+    await world.paused()
+    world.nodes["bad"] = RouteNode(slug="bad")
+    await world.change("docs", name="Docs")
+    assert "bad" in [node.slug for node in world.said[-1].nodes]

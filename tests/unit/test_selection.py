@@ -8,7 +8,7 @@ from mesh.config import BreakerConfig
 from mesh.core import selection
 from mesh.core.breaker import Breaker, Outcome
 from mesh.core.peer_load import PeerLoad
-from mesh.core.selection import Candidate, circuit_opens_in_s, ejected, usable
+from mesh.core.selection import Candidate, broken, ejected, usable
 from mesh.types import BreakerState, Health, Status
 from mesh.wire.messages import BreakerWord, RouteNode
 
@@ -98,20 +98,32 @@ def test_a_broken_one_is_left_out_and_says_why():
     assert ask(candidate("a", opened=90))[0] == []
 
 
-def test_at_most_half_are_ejected_while_another_is_closed_and_the_last_ones_stay():
-    broken = [candidate(f"b{at}", opened=float(at)) for at in (95, 85, 90)]
-    names, skips = ask(*broken, candidate("ok"))
-    assert sorted(names) == ["b95", "ok"]
-    assert sorted(skips) == ["b85", "b90"]
-    assert ask(*broken)[0] == [], "where none is closed, nobody is spared"
+def test_at_most_half_are_ejected_while_another_is_closed_and_the_last_ones_stay_in_reserve():
+    opened = [candidate(f"b{at}", opened=float(at)) for at in (95, 85, 90)]
+    why = "circuit open: 5 failures in a row"
+    names, skips = ask(*opened, candidate("ok"))
+    assert names == ["ok"], "it has room"
+    assert skips == {"b95": why, "b85": why, "b90": why}
+    assert ask(*opened, candidate("ok", in_flight=4))[0] == ["b95"]
+    assert ask(*opened, candidate("ok"), tried=["ok"])[0] == ["b95"]
+    assert ask(*opened, candidate("ok", away_until=NOW + 1))[0] == ["b95"]
+    assert ask(*opened, candidate("ok", health=Health.SUSPECT))[0] == ["ok"]
+    assert ask(*opened)[0] == [], "where none is closed, nobody is spared"
 
 
-def test_one_that_stays_in_rotation_gives_no_permit_but_an_exempt_one():
+def test_one_in_reserve_gives_no_permit_but_an_exempt_one():
     stays = candidate("b", opened=95)
-    chosen, _ = usable([candidate("a", opened=90), stays, candidate("ok")], NOW, max_in_flight=4)
-    assert stays in chosen
+    full = candidate("ok", in_flight=4)
+    chosen, _ = usable([candidate("a", opened=90), stays, full], NOW, max_in_flight=4)
+    assert chosen == [stays]
     assert stays.breaker.acquire(NOW) is None
     assert not stays.breaker.settle(stays.breaker.exempt(), Outcome.SUCCESS, NOW, 0.0)
+
+
+def test_a_node_is_full_by_all_that_this_caller_asks_of_it():
+    busy = candidate("a", in_flight=3)
+    PeerLoad("a", node=busy.load.node).sent(NOW)
+    assert ask(busy) == ([], {"a": "4 calls to it in flight"})
 
 
 def test_a_replica_that_waits_for_a_probe_gets_the_next_first_attempt_alone():
@@ -137,12 +149,11 @@ def test_half_open_by_the_masters_word_for_others_is_left_out():
     assert ask(other, candidate("b")) == (["b"], {"a": "circuit half open: probing"})
 
 
-def test_how_long_breakers_are_in_the_way():
-    assert circuit_opens_in_s([candidate("a"), candidate("b", health=Health.STALLED)], NOW) is None
+def test_whose_breakers_are_in_the_way():
     both = [candidate("a", opened=90), candidate("b", opened=80)]
-    assert circuit_opens_in_s(both, NOW) == pytest.approx(10)
     gone = candidate("c", opened=75, health=Health.UNREACHABLE)
-    assert circuit_opens_in_s([*both, gone], NOW) == pytest.approx(10)
+    assert broken([candidate("d"), *both, gone], NOW) == both
+    assert broken([candidate("d"), candidate("e", opened=60)], NOW) == [], "one may be probed"
 
 
 KINDS = st.builds(

@@ -104,8 +104,12 @@ def test_variables_that_are_no_settings_pass():
         ("[node]\ncapabilities = ['a', 1]", "node.capabilities: expected str, got int at [1]"),
         ("[node]\ncapabilities = 'search'", "node.capabilities: expected array, got str"),
         ("[nats]\nservers = 'x'", "nats.servers: expected array, got str"),
-        ("[search]\nmerge_strategy = 'best'", "search.merge_strategy: invalid enum value 'best'"),
-        ("[routing]\nstrategy = 'best'", "routing.strategy: invalid enum value 'best'"),
+        (
+            "[search]\nmerge_strategy = 'best'",
+            "search.merge_strategy: 'best' is none of score, round_robin",
+        ),
+        ("[routing]\nstrategy = 'best'", "routing.strategy: 'best' is none of p2c, round_robin, "),
+        ("[routing]\nstrategy = 1", "routing.strategy: expected str, got int"),
         ("[routing]\nmax_attempts = 0", "routing.max_attempts: expected int >= 1"),
         ("[routing]\nretry_budget = 1.5", "routing.retry_budget: expected float <= 1.0"),
         ("[breaker]\nfailure_threshold = 0", "breaker.failure_threshold: expected int >= 1"),
@@ -130,6 +134,11 @@ def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        (
+            "MESH_ROUTING__STRATEGY",
+            "fastest",
+            "'fastest' is none of p2c, round_robin, least_connections, weighted, response_time, ",
+        ),
         ("MESH_HEALTH__HEARTBEAT_INTERVAL_S", "soon", "expected float, got str"),
         ("MESH_HEALTH__HEARTBEAT_INTERVAL_S", "-1", "expected float > 0.0"),
         ("MESH_HEALTH__HEARTBEAT_INTERVAL_S", "nan", "expected float > 0.0"),

@@ -20,6 +20,8 @@ class Board:
         self.shared = SharedBreakers(BreakerConfig(**config))
         self.shared.lives("crm", 7)
         self.now = START
+        for caller in ("ops", "web", "app"):  # each has another process, which asks nothing
+            self.told(f"{caller}-quiet", caller=caller, verb="fetch")
 
     def told(self, connection, *, caller="ops", verb="search", incarnation=7, **outcome):
         said = VerbOutcome(node="crm", incarnation=incarnation, verb=verb, **outcome)
@@ -347,7 +349,7 @@ def test_memory_is_bounded_whatever_is_told(board):
         board.shared.heard("ops", "c1", VerbOutcome(node=f"n{number}", verb="search"), board.now)
     assert board.shared.nodes() == ["crm"]
     listed = board.shared.list(board.now)
-    assert len(listed) == 256
+    assert len(listed) == 255
     assert listed[-1].callers < 512 + 64
     board.now += 200_000
     board.shared.sweep(board.now)
@@ -361,4 +363,113 @@ def test_list_tells_what_is_known(board):
     assert (info.node, info.verb, info.state, info.until) == ("crm", "search", CLOSED, 0)
     assert (info.calls, info.failures, info.callers, info.open_at) == (15, 6, 2, 1)
     assert board.shared.list(board.now, node="docs") == []
-    assert board.shared.states()[CLOSED] == 1
+    assert board.shared.states()[CLOSED] == 2
+
+
+# -- one login against all others ------------------------------------------------------------------
+
+
+def test_one_connection_that_is_alone_keeps_its_breaker_to_itself(board):
+    board.told("x1", caller="bad", calls=50, failures=50, state=OPEN)
+    assert board.after(1000) == []
+
+
+def test_what_one_caller_alone_has_opened_another_one_gets_to_try_at_once(board):
+    for number in range(20):
+        board.told(f"x{number}", caller="bad", calls=50, failures=50, state=OPEN)
+    assert board.after(50)[0].state is OPEN
+    board.told("x1", caller="bad", state=OPEN, refused=1)
+    assert board.after(1000) == []
+    board.told("w1", caller="web", state=OPEN, refused=1)
+    (word,) = board.after(50)
+    assert (word.state, "w1" in word.probers) == (HALF_OPEN, True)
+
+
+def test_a_caller_that_fails_every_probe_is_outvoted(board):
+    """With however many connections; the other one has a call to try it with each time."""
+    for number in range(20):
+        board.told(f"x{number}", caller="bad", calls=50, failures=50, state=OPEN)
+    board.after(50)
+    for _ in range(40):
+        if board.word().state is CLOSED:
+            break
+        turn, probers = board.word().turn, board.word().probers
+        for name in probers:
+            result = {"probes_failed": 1} if name.startswith("x") else {"probes_succeeded": 1}
+            caller = "bad" if name.startswith("x") else "web"
+            board.told(name, caller=caller, turn=turn, state=HALF_OPEN, **result)
+        board.told("w1", caller="web", state=OPEN, turn=turn, refused=1)
+        board.told(f"y{turn}", caller="bad", state=OPEN, turn=turn, refused=1)
+        board.after(100)
+    assert board.word().state is CLOSED
+    assert board.now - START < 30_000
+
+
+def test_a_node_that_fails_the_probes_of_most_stays_shut(board):
+    for caller in ("ops", "web", "app"):
+        board.told(f"{caller}1", caller=caller, calls=5, failures=5, state=OPEN, refused=1)
+    board.after(30_050)
+    assert board.word().state is HALF_OPEN
+    for name in board.word().probers:
+        board.told(name, caller=name[:-1], turn=board.word().turn, state=HALF_OPEN, probes_failed=1)
+    assert board.after(50)[0].state is OPEN
+    board.told("ops1", state=OPEN, refused=1, turn=board.word().turn)
+    assert board.after(59_000) == []
+
+
+def test_fresh_names_do_not_get_to_probe_before_those_who_wait():
+    board = Board(success_threshold=1)
+    board.told("w1", caller="web", calls=5, failures=5, state=OPEN, refused=1)
+    board.told("x0", caller="bad", calls=5, failures=5, state=OPEN, refused=1)
+    board.after(30_050)
+    named = []
+    for number in range(6):
+        named += board.word().probers
+        board.told(f"x{number}", caller="bad", state=OPEN, refused=1)
+        board.told("w1", caller="web", state=OPEN, refused=1)
+        board.after(1600)
+    assert named.count("w1") >= 3
+
+
+def test_a_name_that_another_caller_has_stands_for_nobody_else(board):
+    board.half_opened()
+    turn = board.word().turn
+    board.told("c1", caller="bad", turn=turn, state=HALF_OPEN, probes_failed=2)
+    assert board.after(900) == []
+    board.told("c1", turn=turn, state=HALF_OPEN, probes_succeeded=2)
+    assert board.after(50)[0].state is CLOSED
+
+
+def test_a_word_says_how_long_it_holds_and_a_follower_believes_no_other_clock(board):
+    board.opened()
+    word = board.word()
+    assert (word.for_ms, word.until) == (30_000, board.now + 30_000)
+    follower = Board()
+    follower.now = board.now - 3_600_000
+    follower.shared.follow("crm", {"search": word}, follower.now)
+    assert follower.word().until == follower.now + 30_000
+    old = BreakerWord(state=OPEN, turn=word.turn + 1, until=2**53)
+    follower.shared.follow("crm", {"search": old}, follower.now)
+    assert follower.word().until == follower.now + 300_000
+
+
+def test_a_tick_decides_only_so_much_and_all_get_their_turn(board):
+    board.after(50)
+    for number in range(600):
+        slug = f"n{number}"
+        board.shared.lives(slug, 7)
+        for connection in ("c1", "c2"):
+            said = VerbOutcome(
+                node=slug, incarnation=7, verb="search", calls=5, failures=5, state=OPEN
+            )
+            board.shared.heard("ops", connection, said, board.now)
+    board.now += 50
+    assert len(board.shared.tick(board.now)) == 256
+    assert len(board.after(500)) == 600 - 256
+
+
+def test_those_who_are_long_silent_are_forgotten_while_it_is_open(board):
+    board.opened()
+    board.now += 601_000
+    board.shared.sweep(board.now)
+    assert board.shared._nodes["crm"].breakers["search"].votes.by_turns() == []

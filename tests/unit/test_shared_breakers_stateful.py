@@ -150,6 +150,19 @@ class SharedBreakersMachine(RuleBasedStateMachine):
             self.probe_ends(who, True)
         self.time_passes(11)
 
+    @precondition(lambda self: self.state is BreakerState.HALF_OPEN)
+    @rule(bad=st.integers(0, 2))
+    def probes_disagree(self, bad):
+        """One fails, one succeeds, and the others still run when that is told."""
+        for who in range(len(self.callers)):
+            self.call(who, True)
+        running = [who for who, caller in enumerate(self.callers) if caller.running]
+        for place, who in enumerate(running[:3]):
+            if place == bad or place == (bad + 1) % 3:
+                self.probe_ends(who, good=place != bad)
+                self.tell(self.callers[who])
+        self.decide()
+
     @rule(who=st.integers(0, 5), deaf=st.booleans())
     def hears_late(self, who, deaf):
         self.callers[who].is_deaf = deaf

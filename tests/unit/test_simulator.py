@@ -246,6 +246,21 @@ def test_push_back_of_an_overloaded_shard_is_no_storm():
     assert mesh.master.false_deaths == []
 
 
+@pytest.mark.parametrize("rate", [900, 1800])
+def test_a_queue_longer_than_callers_wait_is_no_collapse(rate):
+    """Three nodes can do 600 a second; their queues hold 1,280 ms of work, and callers wait 800 ms.
+    Whoever fills them works for nobody.
+    """
+    shape = {"callers": 10, "rate": rate, "service_ms": 50.0, "parallel": 10, "queued": 256}
+    naive = warm(**shape, refuses_late=False).run(8).report()
+    assert naive.offered - naive.failed < 0.1 * 600 * 8
+    mesh = warm(**shape)
+    report = mesh.run(8).report()
+    assert report.offered - report.failed >= 0.8 * 600 * 8
+    assert report.p99_ms < 800
+    assert mesh.master.false_deaths == []
+
+
 def test_hundreds_of_nodes_of_which_forty_break_at_once():
     mesh = warm(shards=100, replicas=3, callers=10, rate=400)
     for shard in range(20):

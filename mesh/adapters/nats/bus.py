@@ -316,8 +316,16 @@ class NatsBus:
 
     # -- requests ------------------------------------------------------------------------
 
-    def ask(self, subject: str, payload: bytes, *, responder: str, timeout_s: float) -> Waiter:
-        waiter = self._replies.expect(responder, timeout_s, subject)
+    def ask(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        responder: str,
+        timeout_s: float,
+        first_s: float = 0.0,
+    ) -> Waiter:
+        waiter = self._replies.expect(responder, timeout_s, subject, first_s=first_s)
         try:
             self._send(subject, waiter.address, payload, b"")
         except MeshError:
@@ -325,8 +333,8 @@ class NatsBus:
             raise
         return waiter
 
-    def abandon(self, responder: str, error: MeshError) -> int:
-        return self._replies.abandon(responder, error)
+    def abandon(self, responder: str, error: MeshError, *, older_than_s: float = 0.0) -> int:
+        return self._replies.abandon(responder, error, older_than_s=older_than_s)
 
     async def request(
         self, subject: str, payload: bytes, *, responder: str, timeout_s: float

@@ -1,9 +1,9 @@
 """Messages out of the broker's stream, many at a time.
 
-nats-py's parser takes a message apart with two regular expressions, a buffer that it cuts after each,
-and two coroutines; that is a third of what a small request costs. Here whole `MSG` blocks are cut out of
-what came in one piece; whatever else there is (headers, pings, errors, what is split between two reads)
-goes its own way, in order.
+nats-py's parser takes a message apart with two regular expressions, a buffer that it cuts after
+each, and two coroutines; that is a third of what a small request costs. Here whole `MSG` blocks are
+cut out of what came in one piece; whatever else there is (headers, pings, errors, what is split
+between two reads) goes its own way, in order.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ Deliver = Callable[[int, bytes, bytes, bytes, bytes | None], None]
 
 _MSG = b"MSG "
 _END = b"\r\n"
+_WITH_REPLY = 4
+"""Words: subject, subscription, reply, size."""
 
 
 class QuickParser(Parser):
@@ -60,7 +62,7 @@ class QuickParser(Parser):
                 stop = start + int(words[-1])
                 if stop + 2 > size:
                     break
-                reply = words[2] if len(words) == 4 else b""  # noqa: PLR2004 (subject sid reply size)
+                reply = words[2] if len(words) == _WITH_REPLY else b""
                 deliver(int(words[1]), words[0], reply, data[start:stop], None)
             except (ValueError, IndexError) as error:
                 raise nats.errors.ProtocolError("nats: malformed MSG") from error

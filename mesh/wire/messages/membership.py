@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from mesh.types import BreakerState, Health, Status
 from mesh.wire.messages.base import Request, Wire
+
+# What a node says of itself is passed on to every caller: whatever is accepted here must be
+# readable there, and stay so when figures are added up.
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+_Ms = Annotated[float, Meta(ge=0, le=1e9)]
+_Text = Annotated[str, Meta(max_length=256)]
 
 
 class CollectionInfo(Wire, frozen=True, kw_only=True):
     """A shard that a node holds."""
 
-    name: str
-    shard: str
-    rows: int = 0
-    data_version: int = 0
-    fingerprint: str = ""
+    name: _Text
+    shard: _Text
+    rows: _Count = 0
+    data_version: _Count = 0
+    fingerprint: _Text = ""
 
 
 class ActionInfo(Wire, frozen=True, kw_only=True):
     """An action that a node offers; schemas are JSON Schema, served by `$SRV.INFO`."""
 
-    name: str
-    description: str = ""
+    name: _Text
+    description: Annotated[str, Meta(max_length=10_000)] = ""
     idempotent: bool = False
     builtin: bool = False
 
@@ -28,56 +38,58 @@ class ActionInfo(Wire, frozen=True, kw_only=True):
 class VerbStats(Wire, frozen=True, kw_only=True):
     """Service time of one verb on one node."""
 
-    count: int = 0
-    errors: int = 0
-    ewma_ms: float = 0.0
-    p50_ms: float = 0.0
-    p95_ms: float = 0.0
-    p99_ms: float = 0.0
+    count: _Count = 0
+    errors: _Count = 0
+    ewma_ms: _Ms = 0.0
+    p50_ms: _Ms = 0.0
+    p95_ms: _Ms = 0.0
+    p99_ms: _Ms = 0.0
 
 
 class Heartbeat(Wire, frozen=True, kw_only=True):
     """A node's word about itself, every second."""
 
-    node: str
-    name: str = ""
-    incarnation: int
-    """Start time in unix ms, never lower than the node's last."""
-    sequence: int
-    version: str = ""
-    type: str = "child"
-    weight: float = 1.0
-    capabilities: list[str] = []
-    lag_ms: float = 0.0
+    node: _Text
+    name: _Text = ""
+    incarnation: _Count
+    """Start time in unix ms, or one more than the node's last: it never falls."""
+    sequence: _Count
+    version: _Text = ""
+    type: _Text = "child"
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    capabilities: Annotated[list[_Text], Meta(max_length=100)] = []
+    lag_ms: _Ms = 0.0
     """How late the node's main loop runs what is due."""
-    in_flight: int = 0
-    queued: int = 0
+    in_flight: _Count = 0
+    queued: _Count = 0
     draining: bool = False
-    verbs: dict[str, VerbStats] = {}
-    collections: list[CollectionInfo] = []
-    actions: list[ActionInfo] = []
-    dropped: int = 0
+    verbs: Annotated[dict[_Text, VerbStats], Meta(max_length=4096)] = {}
+    collections: Annotated[list[CollectionInfo], Meta(max_length=4096)] = []
+    actions: Annotated[list[ActionInfo], Meta(max_length=4096)] = []
+    dropped: _Count = 0
     """Messages refused for their subject or form since the start."""
     overloaded: bool = False
     """It pushed work back since its last heartbeat."""
-    expired: int = 0
+    expired: _Count = 0
     """Requests since the start that came after their deadline; nothing was done for them."""
 
 
 class NodeEvent(Wire, frozen=True, kw_only=True):
     """`evt.<node>.started`, `evt.<node>.draining` and `evt.<node>.stopped`."""
 
-    incarnation: int
+    incarnation: _Count
+    sequence: _Count = 0
+    """Of the last heartbeat that may not tell of it yet; 0: there is none."""
 
 
 class Changed(Wire, frozen=True, kw_only=True):
     """`evt.<node>.changed`: a collection has a new data version."""
 
-    incarnation: int
-    collection: str
-    shard: str
-    data_version: int
-    rows: int
+    incarnation: _Count
+    collection: _Text
+    shard: _Text
+    data_version: _Count
+    rows: _Count
 
 
 class NodeLoad(Wire, frozen=True, kw_only=True):
@@ -99,6 +111,8 @@ class BreakerWord(Wire, frozen=True, kw_only=True):
     """Unix ms. Open: when probes begin. Half open: when others get to probe, if nothing came of
     these. Without a newer word by then, and a while after, callers decide for themselves.
     """
+    for_ms: int = 0
+    """Until `until`, from when it was said: for callers whose clocks differ; 0: not told."""
     probers: dict[str, int] = {}
     """Half open: connection of a caller → calls it may send."""
     reason: str = ""

@@ -146,4 +146,4 @@ class NodeStats(Wire, frozen=True, kw_only=True, omit_defaults=False):
     breakers: dict[str, int] = {}
     """How many are `open` and `half_open`; the others let everything through."""
     callers: int = 0
-    """Connections that told of calls in the last minute."""
+    """Identities that told of calls in the last minute."""

@@ -20,6 +20,9 @@ async function worker(calls) {
 (async () => {
   await broker.start();
   await broker.waitForServices("echo");
+  const echoes = Number(process.env.ECHOES || 1);
+  const endpoints = () => broker.registry.actions.get("echo.ping").count();
+  while (endpoints() < echoes) await new Promise((done) => setTimeout(done, 20));
   console.log("ready");
   for await (const line of readline.createInterface({ input: process.stdin })) {
     const [calls, inFlight] = line.split(" ").map(Number);
