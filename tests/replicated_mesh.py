@@ -1,4 +1,4 @@
-"""A whole mesh whose collection has three replicas, and an even load on it that counts what failed."""
+"""A whole mesh whose collection has three replicas, and an even load on it that counts failures."""
 
 from __future__ import annotations
 

@@ -7,6 +7,10 @@ top of that, never shorter, so that callers do not probe in step. Half open, it 
 `success_threshold` probes; when all have succeeded it closes, and the first that fails opens it
 again.
 
+A call may be made although it is open, where others can bear no more: an exempt one. When
+`success_threshold` of them in a row have succeeded, the node is well before anybody would have
+probed it, and the breaker closes.
+
 Above its own counting stands the masters' word. It opens, closes, or gives this caller a number of
 probes, to be sent before its `until`; their results are counted here and judged there. A word that
 is overdue for `VOID_AFTER_S` comes from masters who are gone: the breaker then goes half open by
@@ -84,7 +88,6 @@ class Permit(NamedTuple):
     generation: int
 
 
-_EXEMPT = Permit(-1)
 _SUCCESS, _IGNORED = Outcome.SUCCESS, Outcome.IGNORED
 
 
@@ -97,6 +100,7 @@ class Breaker:
         "_calls",
         "_config",
         "_doublings",
+        "_exempt",
         "_failures",
         "_in_row",
         "_own_at",
@@ -105,6 +109,7 @@ class Breaker:
         "_slice",
         "_slice_ends",
         "_slices",
+        "_spared",
         "_succeeded",
         "_told",
         "_until",
@@ -124,6 +129,10 @@ class Breaker:
         self._per_s = SLICES / config.window_s
         self._permit = Permit(0)
         """The one permit of this generation: it says no more than that."""
+        self._exempt = Permit(-1)
+        """The one of this generation for calls that are no probes."""
+        self._spared = 0
+        """Of these, how many have succeeded in a row."""
         self.state = BreakerState.CLOSED
         self.turn = 0
         """Of the masters' word that was last taken; 0: none."""
@@ -178,8 +187,8 @@ class Breaker:
         return self._permit
 
     def exempt(self) -> Permit:
-        """A permit that never counts, for a call that is made although the breaker is open."""
-        return _EXEMPT
+        """A permit that is no probe's, for a call that is made although the breaker is open."""
+        return self._exempt
 
     def retry_after_s(self, now: float) -> float:
         """Seconds until asking again makes sense; 0: closed."""
@@ -203,7 +212,7 @@ class Breaker:
             chance: In [0, 1); lengthens an opening by up to a tenth.
         """
         if permit is not self._permit:  # there is one of each generation
-            return False
+            return permit is self._exempt and self._settle_exempt(outcome)
         if self.state is not _CLOSED:
             return self._settle_probe(outcome, now, chance)
         if outcome is _IGNORED:
@@ -231,6 +240,15 @@ class Breaker:
         else:
             return False
         self._open(reason, now, chance)
+        return True
+
+    def _settle_exempt(self, outcome: Outcome) -> bool:
+        if self._told or self.state is not BreakerState.OPEN or outcome is _IGNORED:
+            return False
+        self._spared = self._spared + 1 if outcome is _SUCCESS else 0
+        if self._spared < self._config.success_threshold:
+            return False
+        self._close()
         return True
 
     def _settle_probe(self, outcome: Outcome, now: float, chance: float) -> bool:
@@ -330,6 +348,8 @@ class Breaker:
     def _enter(self, state: BreakerState) -> None:
         self.state = state
         self._permit = Permit(self._permit.generation + 1)
+        self._exempt = Permit(-1)
+        self._spared = 0
         self._allowed = self.probing = self._succeeded = 0
 
     # -- the window ------------------------------------------------------------------------------

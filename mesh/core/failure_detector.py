@@ -2,8 +2,9 @@
 
 A node stands in one of five places. New: it beats, but has not answered a probe since it started
 (suspect, unless it drains or stalls). Up: its beats decide (draining, stalled, suspect when they
-stay out, overloaded, or healthy: the first that applies). Down: unreachable. Returned: it was down and beats again; unreachable until it answers a
-probe. Waiting: it answers, but fell too often lately; unreachable for a while (see `flapping`).
+stay out, overloaded, or healthy: the first that applies). Down: unreachable. Returned: it was down
+and beats again; unreachable until it answers a probe. Waiting: it answers, but fell too often
+lately; unreachable for a while (see `flapping`).
 
 What others notice (the broker: a connection of it is gone; callers: nobody listened) is a reason to
 ask, never a verdict: the node is probed at once, and the broker's word that nobody listens to the
@@ -220,12 +221,7 @@ class FailureDetector:
             case ConnectionLost(slug) | Doubted(slug):
                 return self._question(slug, now)
             case NodeDraining(slug, incarnation, sequence):
-                node = self._current(slug, incarnation, now)
-                if node is None or 0 < sequence < node.sequence:
-                    return None  # a heartbeat that was made later has been heard
-                node.draining = True
-                node.drained_after = sequence
-                return node
+                return self._drained(slug, incarnation, sequence, now)
             case NodeStopped(slug, incarnation):
                 node = self._current(slug, incarnation, now)
                 if node is not None:
@@ -235,6 +231,14 @@ class FailureDetector:
                     node.stopped = True
                     node.standing, node.why_down = _Standing.DOWN, STOPPED
                 return node
+
+    def _drained(self, slug: str, incarnation: int, sequence: int, now: float) -> _Node | None:
+        node = self._current(slug, incarnation, now)
+        if node is None or 0 < sequence < node.sequence:
+            return None  # a heartbeat that was made later has been heard
+        node.draining = True
+        node.drained_after = sequence
+        return node
 
     def _question(self, slug: str, now: float) -> _Node | None:
         """Something is wrong with the node, perhaps: news only of one that seems to be there."""

@@ -58,19 +58,17 @@ def nobody_listens(responder: str) -> NoRespondersError:
     return NoRespondersError(f"{who}: nobody listens there", retry_after_ms=1000)
 
 
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     """A request under way. Exactly one of `Attempts.read` and `Attempts.drop` ends it."""
 
-    __slots__ = ("began", "lane", "open", "pending", "permit", "token")
-
-    def __init__(self, lane: Lane, permit: Permit | None, began: float) -> None:
-        self.lane = lane
-        self.permit = permit
-        self.token = lane.load.sent(began)
-        self.began = began
-        """Monotonic seconds."""
-        self.open = True
-        self.pending: Pending
+    lane: Lane
+    permit: Permit | None
+    began: float
+    """Monotonic seconds."""
+    token: int
+    """Of the lane's load."""
+    pending: Pending
+    open: bool = True
 
 
 class Attempts:
@@ -112,10 +110,9 @@ class Attempts:
         Raises:
             MeshError: Nothing was sent, and nothing of it is left here.
         """
-        attempt = Attempt(lane, permit, now)
         deadline = self._clock.unix_ms() + (int(timeout_s * 1000) or 1)
         try:
-            attempt.pending = self._bus.ask(
+            pending = self._bus.ask(
                 lane.subject,
                 b'{"deadline":%d%b' % (deadline, tail),
                 responder=lane.slug,
@@ -123,8 +120,10 @@ class Attempts:
                 first_s=first_s,
             )
         except BaseException:
-            self._free(attempt, now)
+            if permit is not None and lane.breaker is not None:
+                lane.breaker.settle(permit, Outcome.IGNORED, now, 0.0)
             raise
+        attempt = Attempt(lane, permit, now, lane.load.sent(now), pending)
         if lane.breaker is not None and lane.breaker.probing:
             self._reports.note(lane)  # who judges the probes should know of those that still run
         return attempt

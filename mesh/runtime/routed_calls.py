@@ -12,6 +12,8 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from mesh.config import RoutingConfig
 from mesh.core.balancer import Balancer
 from mesh.core.hedging import Hedging
@@ -41,45 +43,25 @@ _EARLY_S = 0.001
 _HEDGED = "search"
 
 
-class _Call:
-    """What one call has done so far."""
+class _Call(msgspec.Struct, eq=False):
+    """What one call has done so far. A Struct is made in a fifth of the time of a class."""
 
-    __slots__ = (
-        "again",
-        "attempts",
-        "began",
-        "give_up",
-        "group",
-        "half_at",
-        "id",
-        "prefer",
-        "story",
-        "tail",
-        "tried",
-    )
-
-    def __init__(
-        self,
-        group: Group,
-        request: Request,
-        now: float,
-        timeout_s: float,
-        story: Story | None,
-    ) -> None:
-        self.group = group
-        self.tail: bytes
-        """Of the request, all but its deadline."""
-        self.id = request.id
-        self.began = now
-        self.give_up = now + timeout_s
-        self.half_at = math.inf
-        """When to ask another one beside those that still run (monotonic s); inf: never."""
-        self.story = story
-        self.prefer = ""
-        self.attempts = 0
-        self.tried: tuple[str, ...] = ()
-        self.again = ""
-        """Why the next attempt is a repetition; empty: it is the first."""
+    group: Group
+    id: str
+    """Of the request."""
+    tail: bytes
+    """Of the request, all but its deadline."""
+    began: float
+    """Monotonic seconds, as all times here."""
+    give_up: float
+    story: Story | None
+    prefer: str
+    half_at: float = math.inf
+    """When to ask another one beside those that still run; inf: never."""
+    attempts: int = 0
+    tried: tuple[str, ...] = ()
+    again: str = ""
+    """Why the next attempt is a repetition; empty: it is the first."""
 
 
 class RoutedCalls:
@@ -159,9 +141,8 @@ class RoutedCalls:
         story = Story(trace, group.verb, began=now, at=self._clock.unix_ms()) if trace else None
         if request is not self._encoded[0]:
             self._encoded = (request, tail_of(request))
-        call = _Call(group, request, now, timeout_s, story)
-        call.tail = self._encoded[1]
-        call.prefer = prefer
+        tail, give_up = self._encoded[1], now + timeout_s
+        call = _Call(group, request.id, tail, now, give_up, story, prefer)
         self._budget.called(now)
         if group.verb == _HEDGED:
             self._hedge_budget.called(now)

@@ -63,9 +63,12 @@ async def serve(name: str, url: str, login: Login, slow: Path) -> None:
     pong = codec.ok(PingResult(node=name, incarnation=born))
     tasks = set()
 
+    def is_slow() -> bool:
+        return slow.read_text() == name
+
     async def search(reply: str) -> None:
         took_s = rng.uniform(0.004, 0.006)
-        await asyncio.sleep(took_s * 10 if slow.read_text() == name else took_s)
+        await asyncio.sleep(took_s * 10 if is_slow() else took_s)
         bus.publish(reply, answer)
 
     def asked(message) -> None:

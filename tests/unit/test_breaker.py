@@ -130,10 +130,35 @@ def test_a_stale_result_changes_nothing(breaker):
     assert breaker.state is CLOSED
 
 
-def test_an_exempt_permit_never_counts(breaker):
+def test_failures_of_exempt_calls_never_count(breaker):
     for _ in range(100):
         assert not breaker.settle(breaker.exempt(), FAILURE, 0.0, 0.0)
     assert breaker.state is CLOSED
+
+
+def test_exempt_calls_that_succeed_in_a_row_close_it_before_anybody_has_probed(breaker):
+    opened(breaker)
+    for outcome in (SUCCESS, FAILURE, SUCCESS, IGNORED):
+        assert not breaker.settle(breaker.exempt(), outcome, 1.0, 0.0)
+    assert breaker.settle(breaker.exempt(), SUCCESS, 1.0, 0.0)
+    assert breaker.state is CLOSED
+
+
+def test_exempt_calls_of_an_earlier_opening_close_nothing(breaker):
+    opened(breaker)
+    early = [breaker.exempt() for _ in range(2)]
+    breaker.settle(breaker.acquire(30.0), FAILURE, 30.0, 0.0)
+    assert breaker.state is OPEN
+    for permit in early:
+        assert not breaker.settle(permit, SUCCESS, 31.0, 0.0)
+    assert breaker.state is OPEN
+
+
+def test_exempt_calls_do_not_outvote_the_masters(breaker):
+    breaker.adopt(word(OPEN, 1), until=30.0, probes=0, now=0.0)
+    for _ in range(10):
+        assert not breaker.settle(breaker.exempt(), SUCCESS, 1.0, 0.0)
+    assert breaker.state is OPEN
 
 
 # -- open and half open, alone ---------------------------------------------------------------------

@@ -32,7 +32,7 @@ _READ_S = 0.02
 """So long they get to be read then."""
 _LEAST_FREE = 16
 """Addresses that rest, at least, before one is used again."""
-_REST_S = 0.01
+_REST_S = 0.002
 """How long each of them rests, at least. Longer, and a busy caller needs more than there are."""
 _MOST_FREE = 96
 """Of a responder; nats-server remembers 128 subjects that a login may publish."""
