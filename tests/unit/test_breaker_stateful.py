@@ -49,6 +49,8 @@ class World(RuleBasedStateMachine):
         self.given = 0
         """Probes under the present word, less those that were ignored."""
         self.failed_probe = False
+        self.spared = (0, 0)
+        """Changes of state so far, and exempt calls since then that succeeded in a row."""
 
     def moved(self, state: BreakerState) -> None:
         if state is not self.state:
@@ -123,6 +125,20 @@ class World(RuleBasedStateMachine):
             self.count_probe(outcome, changed)
         if changed and self.breaker.state is OPEN:
             self.check_wait(chance)
+        self.moved(self.breaker.state)
+
+    @precondition(lambda self: self.breaker.state is not CLOSED)
+    @rule(outcome=OUTCOMES)
+    def exempt_call(self, outcome: Outcome) -> None:
+        before = self.breaker.state
+        changed = self.breaker.settle(self.breaker.exempt(), outcome, self.now, 0.0)
+        if self.word_holds or before is HALF_OPEN or outcome is Outcome.IGNORED:
+            assert not changed
+            return
+        changes, in_row = self.spared
+        in_row = in_row if changes == self.changes else 0
+        self.spared = self.changes, in_row + 1 if outcome is Outcome.SUCCESS else 0
+        assert changed == (self.spared[1] >= CONFIG.success_threshold)
         self.moved(self.breaker.state)
 
     def count(self, outcome: Outcome, changed: bool) -> None:
