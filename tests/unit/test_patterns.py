@@ -53,7 +53,7 @@ def test_a_last_newline_is_refused(pattern):
 
 
 def test_all_patterns_are_seen():
-    assert len(PATTERNS) == 11
+    assert len(PATTERNS) == 12
 
 
 @pytest.mark.parametrize("subject", ["crm\n", "master\n"])
