@@ -382,8 +382,8 @@ async def test_who_is_refused_after_an_outage_comes_back_when_a_master_lets_him(
     assert "the login of 'crm'" in told[0]["error"]
     assert not crm.connected
     door.judge.keys["crm"] = key
-    await until(lambda: crm.connected, within_s=5)
-    assert states == [False, True]
+    await until(lambda: states == [False, True], within_s=5)
+    assert crm.connected
     await crm.flush()
 
 

@@ -859,20 +859,12 @@ async def test_a_second_master_follows_and_takes_over_without_a_flip(mesh):
 
 async def test_what_the_board_says_of_breakers_is_in_the_routes_and_the_figures(mesh):
     await mesh.healthy("crm")
-    outcomes = Outcomes(
-        connection="c1",
-        verbs=[
-            VerbOutcome(
-                node="crm",
-                incarnation=1,
-                verb="search",
-                calls=30,
-                failures=30,
-                state=BreakerState.OPEN,
-            )
-        ],
+    failed = VerbOutcome(
+        node="crm", incarnation=1, verb="search", calls=30, failures=30, state=BreakerState.OPEN
     )
-    mesh.operator.publish(subjects.outcome("ops"), codec.encode(outcomes))
+    for connection in ("c1", "c2"):
+        told = codec.encode(Outcomes(connection=connection, verbs=[failed]))
+        mesh.operator.publish(subjects.outcome("ops"), told)
     await until(
         lambda: (
             (word := mesh.follower.table.nodes["crm"].breakers.get("search"))
@@ -880,7 +872,7 @@ async def test_what_the_board_says_of_breakers_is_in_the_routes_and_the_figures(
         )
     )
     stats = await mesh.ask("stats", b"", NodeStats)
-    assert (stats.breakers["open"], stats.callers, stats.verbs["search"].failures) == (1, 1, 30)
+    assert (stats.breakers["open"], stats.callers, stats.verbs["search"].failures) == (1, 1, 60)
 
 
 async def test_a_node_whose_connection_ended_is_probed_at_once(mesh):

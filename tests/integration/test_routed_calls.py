@@ -204,9 +204,8 @@ async def test_a_slow_search_is_hedged_and_the_loser_told_to_stop(mesh):
     assert time.monotonic() - began < 1.5
     assert all(result.results[0].node == "b" for result in results)
     async with asyncio.timeout(5):
-        while not replicas["a"].cancelled:
+        while not any(each.startswith("s") for each in replicas["a"].cancelled):
             await asyncio.sleep(0.01)
-    assert replicas["a"].cancelled[0].startswith("s")
 
 
 async def test_a_draining_replica_is_passed_over(mesh):
