@@ -37,6 +37,10 @@ _GONE = (OSError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
 _LAST_RETRY_WHERE_REFUSED_S = 3.0
+_LAST_RETRY_OF_FEW_S = 0.1
+"""Of those whom the broker knows by itself, masters above all: who logs in before they are back
+waits for the broker's whole patience.
+"""
 _LOG_EVERY = 20
 """Tries."""
 _FORGET_S = 1.0
@@ -221,6 +225,8 @@ class NatsBus:
     def _next_server(self, pool: Sequence[Any], _info: Mapping[str, Any]) -> tuple[Any, float]:
         server = min(pool, key=lambda candidate: candidate.reconnects)
         longest_s = _LAST_RETRY_WHERE_REFUSED_S if self._turned_away else _LAST_RETRY_S
+        if self._login is not None and self._login.nkey:
+            longest_s = _LAST_RETRY_OF_FEW_S
         return server, self._delay(server.reconnects, longest_s)
 
     def _delay(self, attempt: int, longest_s: float) -> float:
