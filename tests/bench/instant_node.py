@@ -48,9 +48,8 @@ FOUND = ShardHits(
         )
     ],
 )
-ANSWER = codec.ok(
-    Candidates(node=SLUG, terms=["hello", "world", "this", "is", "a", "query", "x"], shards=[FOUND])
-)
+TERMS = ["hello", "world", "this", "is", "a", "query", "x"]
+ANSWER = codec.ok(Candidates(node=SLUG, terms=TERMS, shards=[FOUND]))
 
 
 async def main(url: str, state_dir: Path) -> None:

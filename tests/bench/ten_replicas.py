@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import instant_node
 import msgspec
 import uvloop
 
@@ -20,46 +21,18 @@ from mesh import bootstrap
 from mesh.config import NatsConfig
 from mesh.ports import Login
 from mesh.wire import codec, subjects
-from mesh.wire.messages import (
-    Candidate,
-    Candidates,
-    CollectionInfo,
-    Heartbeat,
-    NodeRegister,
-    PingResult,
-    ShardHits,
-)
+from mesh.wire.messages import Candidates, CollectionInfo, Heartbeat, NodeRegister, PingResult
 
 NODES = [f"replica-{number}" for number in range(10)]
 SHARD = "notes"
-FOUND = ShardHits(
-    collection="notes",
-    shard=SHARD,
-    rows=10,
-    tokens=50,
-    df=[1],
-    fingerprint="hash",
-    data_version=1,
-    candidates=[
-        Candidate(
-            id="1",
-            cosine=0.5,
-            vector_hit=True,
-            text_hit=True,
-            length=5,
-            tf=[1],
-            hash="1",
-            content="hello world, this is a document",
-        )
-    ],
-)
+FOUND = msgspec.structs.replace(instant_node.FOUND, shard=SHARD)
 
 
 async def serve(name: str, url: str, login: Login, slow: Path) -> None:
     bus = await bootstrap.connect_bus(None, NatsConfig(servers=[url]), login=login)
     rng = random.Random(name)
     born, sequence = int(time.time() * 1000), 0
-    answer = codec.ok(Candidates(node=name, terms=["hello"], shards=[FOUND]))
+    answer = codec.ok(Candidates(node=name, terms=instant_node.TERMS, shards=[FOUND]))
     pong = codec.ok(PingResult(node=name, incarnation=born))
     tasks = set()
 
