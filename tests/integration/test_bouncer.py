@@ -127,6 +127,7 @@ async def test_masters_and_gateway_are_never_cut(gate, broker):
     assert states == []
 
 
+@pytest.mark.alone
 async def test_sixty_names_at_once_are_out_within_a_second(gate):
     names = [f"n{number}" for number in range(60)]
     gone = await asyncio.gather(*(gate.enter(name) for name in names))

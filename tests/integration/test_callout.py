@@ -248,6 +248,7 @@ async def test_until_ends_the_connection_and_the_next_login_decides(door):
     assert len(door.judge.seen) == 2
 
 
+@pytest.mark.alone
 async def test_three_hundred_at_once(door):
     async with asyncio.timeout(60):  # correctness; the figure is measured in tests/bench
         buses = await asyncio.gather(*(door.connect(CRM) for _ in range(300)))
@@ -255,6 +256,7 @@ async def test_three_hundred_at_once(door):
     assert door.doorman.dropped == 0
 
 
+@pytest.mark.alone
 async def test_a_flood_of_bad_logins_leaves_service_and_memory_as_they_were(door):
     crm, shop = await door.connect(CRM), await door.connect(SHOP)
     await crm.subscribe("mesh.v1.rpc.crm.>", lambda m: crm.publish(m.reply, b"hi"))
@@ -290,6 +292,7 @@ async def test_a_flood_of_bad_logins_leaves_service_and_memory_as_they_were(door
     assert (await door.connect(SHOP)).connected
 
 
+@pytest.mark.alone
 async def test_in_a_flood_beyond_what_can_be_judged_good_logins_get_in(door):
     """Twice as many come as can be judged. First come, first served would answer all too late."""
 
