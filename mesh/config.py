@@ -174,6 +174,52 @@ class MasterConfig(Settings, frozen=True, kw_only=True):
     """How often the whole route table goes out besides its deltas."""
 
 
+class ActionsConfig(Settings, frozen=True, kw_only=True):
+    """Actions in the queue, and the history of all."""
+
+    queue_days: Annotated[float, Meta(gt=0, le=3650)] = 7.0
+    """How long an action waits for its node, unless its caller says otherwise."""
+    queue_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 1024**3
+    """Beyond that nothing more is queued."""
+    max_deliveries: Annotated[int, Meta(ge=1, le=1000)] = 5
+    """Attempts of a queued action that fails in a way that may pass."""
+    delivery_backoff_s: Seconds = 1.0
+    """Before its second attempt; doubles with each further one."""
+    delivery_backoff_most_s: Seconds = 60.0
+    dead_letter_days: Annotated[float, Meta(gt=0, le=3650)] = 30.0
+    history_days: Annotated[float, Meta(gt=0, le=36_500)] = 366.0
+    history_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 4 * 1024**3
+    """Beyond that the oldest records go."""
+
+
+class SagasConfig(Settings, frozen=True, kw_only=True):
+    """Sagas, which masters run."""
+
+    parallel: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    """How many are worked on at a time."""
+    timeout_s: Annotated[float, Meta(gt=0, le=365 * 86_400)] = 3600.0
+    """From its start until it is compensated instead, unless it says otherwise itself."""
+    backoff_s: Seconds = 0.2
+    """Before a step is asked for again whose outcome is not known yet, or a compensation that
+    failed is repeated; doubles each time.
+    """
+    backoff_most_s: Seconds = 30.0
+    compensation_attempts: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
+    """After that a person has to look."""
+    days: Annotated[float, Meta(gt=0, le=36_500)] = 366.0
+    """How long those that have ended are remembered."""
+
+
+class ReplicasConfig(Settings, frozen=True, kw_only=True):
+    """Writes to shards that several nodes hold."""
+
+    log_days: Annotated[float, Meta(gt=0, le=3650)] = 7.0
+    """A replica that was away for longer copies everything anew."""
+    log_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 4 * 1024**3
+    poll_s: Seconds = 2.0
+    """How often a replica asks whether it has missed a write."""
+
+
 class GatewayConfig(Settings, frozen=True, kw_only=True):
     """The HTTP gateway."""
 
@@ -280,6 +326,9 @@ class MeshConfig(Settings, frozen=True, kw_only=True):
     breaker: BreakerConfig = BreakerConfig()
     search: SearchConfig = SearchConfig()
     master: MasterConfig = MasterConfig()
+    actions: ActionsConfig = ActionsConfig()
+    sagas: SagasConfig = SagasConfig()
+    replicas: ReplicasConfig = ReplicasConfig()
     gateway: GatewayConfig = GatewayConfig()
     broker: BrokerConfig = BrokerConfig()
     security: SecurityConfig = SecurityConfig()

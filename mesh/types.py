@@ -55,8 +55,10 @@ class Status(enum.StrEnum):
 
 
 class ActionState(enum.StrEnum):
-    """Where an action stands; all but the first two are outcomes."""
+    """Where an action stands; all but the first three are outcomes."""
 
+    QUEUED = "queued"
+    """The broker keeps it for its node."""
     ACCEPTED = "accepted"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -64,3 +66,17 @@ class ActionState(enum.StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     INTERRUPTED = "interrupted"
+
+
+class SagaState(enum.StrEnum):
+    """Where a saga stands; the last three are its ends."""
+
+    RUNNING = "running"
+    COMPENSATING = "compensating"
+    """A step failed, or somebody aborted it: what was done is undone, last step first."""
+    PAUSED = "paused"
+    """Whether a step took effect is not known: a person has to resume or abort it."""
+    SUCCEEDED = "succeeded"
+    COMPENSATED = "compensated"
+    FAILED = "failed"
+    """Neither done nor undone: a step after the point of no return, or a compensation, failed."""

@@ -15,12 +15,12 @@ from mesh.types import ActionState
 from mesh.wire import codec
 from mesh.wire.messages import HistoryRecord
 
-_BEFORE_OUTCOME = {ActionState.ACCEPTED: 0, ActionState.RUNNING: 1}
-_OUTCOME = 2
+_BEFORE_OUTCOME = {ActionState.QUEUED: 0, ActionState.ACCEPTED: 1, ActionState.RUNNING: 2}
+_OUTCOME = 3
 
 
 def rank(state: ActionState) -> int:
-    """0 accepted, 1 running, 2 any outcome."""
+    """0 queued, 1 accepted, 2 running, 3 any outcome."""
     return _BEFORE_OUTCOME.get(state, _OUTCOME)
 
 
@@ -28,9 +28,9 @@ def join(known: HistoryRecord | None, record: HistoryRecord) -> HistoryRecord:
     """What is known of an action after hearing `record` as well.
 
     State, time, attempt, duration, result and error come from the record that is further on: by
-    attempt, within one by rank (accepted < running < outcomes), then by time. What belongs to the
-    action as a whole (parameters, digest, trace, the time it was accepted) is kept from whichever
-    record has it.
+    attempt, within one by rank (queued < accepted < running < outcomes), then by time. What belongs
+    to the action as a whole (parameters, digest, trace, the time it was accepted) is kept from
+    whichever record has it.
     """
     one = _normal(record)
     if known is None:

@@ -16,7 +16,21 @@ from mesh.wire.subjects import PREFIX
 
 _ANYBODY = ("ping", "routes")
 """Verbs of the masters that say nothing but who is there."""
-_READER = ("nodes", "stats")
+_READER = ("nodes", "stats", "actions", "action-check")
+_RUNNER = (
+    "history",
+    "action-cancel",
+    "action-retry",
+    "action-show",
+    "dead-letters",
+    "queue",
+    "saga-abort",
+    "saga-resume",
+    "saga-run",
+    "saga-show",
+    "sagas",
+)
+"""Of whoever may run any action."""
 _HEARD_BY_ALL = (subjects.ROUTES, subjects.REVOKED, f"{PREFIX}.evt.>")
 _EVERYTHING = frozenset({"search", "actions", "admin"})
 
@@ -63,7 +77,9 @@ def of_node(node: str) -> Permissions:
             f"{PREFIX}.re.srv.>",
             *(subjects.master(verb, node) for verb in _ANYBODY),
             subjects.rpc(node, "ping", node),  # is there another one of this name?
-            f"{PREFIX}.rpc.*.export.{node}",
+            *(f"{PREFIX}.rpc.*.{verb}.{node}" for verb in subjects.PEERS_VERBS),
+            f"{PREFIX}.write.*.{node}",
+            subjects.master("writes", node),
         ),
         subscribe=(
             f"{PREFIX}.rpc.{node}.>",
@@ -107,7 +123,7 @@ def _of_caller(name: str, scopes: Collection[str]) -> Permissions:
     elif scopes:
         publish += [subjects.master(verb, name) for verb in _READER]
         if "actions" in scopes:
-            publish.append(subjects.master("history", name))
+            publish += [subjects.master(verb, name) for verb in _RUNNER]
     return Permissions(
         publish=tuple(publish), subscribe=(f"{PREFIX}.re.*.{name}.>", *_HEARD_BY_ALL)
     )

@@ -40,6 +40,7 @@ from mesh.runtime.leadership import Leadership
 from mesh.runtime.logins import Logins
 from mesh.runtime.master_api import MasterApi
 from mesh.runtime.membership import Membership
+from mesh.runtime.parts import MakePart, Surroundings
 from mesh.runtime.route_publisher import RoutePublisher
 from mesh.runtime.serving import Responder
 from mesh.runtime.signing_keys import SigningKeys
@@ -98,6 +99,7 @@ class Master:
         check_url: CheckUrl,
         seedlings: Sequence[Seedling],
         incarnation: int,
+        parts: Sequence[MakePart] = (),
     ) -> None:
         """Args:
         bus: Speaks as `master`.
@@ -110,6 +112,7 @@ class Master:
         check_url: Says which URLs of nodes are safe.
         seedlings: Logins to begin with.
         incarnation: Start time in unix ms.
+        parts: Whatever else it does.
         """
         self._bus = bus
         self._registry = stores.registry
@@ -191,12 +194,27 @@ class Master:
             max_queued=_MAX_QUEUED,
             rate_limit=config.rate_limit,
         )
+        self._parts = [
+            make(
+                Surroundings(
+                    bus=bus,
+                    clock=clock,
+                    background=background,
+                    config=config,
+                    registry=stores.registry,
+                    membership=self.membership,
+                    audit=audit,
+                    leads=lambda: self._leadership.leads,
+                )
+            )
+            for make in parts
+        ]
         draining = Draining(bus, clock, find=self.membership.find, audit=audit)
         self._api = MasterApi(
             self.membership,
             self._publisher,
             self._history_index,
-            (self._authority, signing, audit, self._board, draining),
+            (self._authority, signing, audit, self._board, draining, *self._parts),
             board=self._board,
             whereabouts=whereabouts,
             registry=stores.registry,
@@ -237,6 +255,8 @@ class Master:
         await self._board.start()
         await self._publisher.start()
         await self._history_index.start()
+        for part in self._parts:
+            await part.start()
         self._authority.start()
         await self._control.departures.start(self._departed)
         self._leadership.start()
@@ -255,6 +275,8 @@ class Master:
         if self._requests is not None:
             await self._requests.unsubscribe()
         await self._responder.drain(_DRAIN_S)
+        for part in reversed(self._parts):
+            await part.stop()
         await self._history_index.stop()
         await self._control.departures.stop()
         await self._board.stop()
@@ -284,10 +306,14 @@ class Master:
     def _lead(self, epoch: int) -> None:
         self._board.leading = True
         self._publisher.lead(epoch)
+        for part in self._parts:
+            part.lead(epoch)
 
     def _follow(self) -> None:
         self._board.leading = False
         self._publisher.follow()
+        for part in self._parts:
+            part.follow()
 
     def _followed(self, routes: Sequence[RouteNode]) -> None:
         self._board.follow(routes)

@@ -15,11 +15,20 @@ RESERVED = frozenset({"srv", "js", "master", "gateway", "bridge"})
 """Names no node, application or operator may take."""
 
 NODE_VERBS = ("search", "fetch", "ping", "cancel")
-MASTERS_VERBS = ("drain", "undrain")
+MASTERS_VERBS = ("drain", "undrain", "describe")
 """Of a node too, but only masters may ask for them."""
+PEERS_VERBS = ("export", "replicate")
+"""Of a node too, but only replicas of its shard may ask for them."""
 HISTORY_STREAM = "MESH_HISTORY"
 HISTORY_SUBJECTS = f"{PREFIX}.history.>"
 QUEUE_STREAM = "MESH_QUEUE"
+QUEUE_SUBJECTS = f"{PREFIX}.queue.>"
+DEAD_STREAM = "MESH_DEAD"
+DEAD_SUBJECTS = f"{PREFIX}.dead.>"
+SAGA_STREAM = "MESH_SAGAS"
+SAGA_SUBJECTS = f"{PREFIX}.saga.>"
+WRITES_STREAM = "MESH_WRITES"
+WRITES_SUBJECTS = f"{PREFIX}.write.>"
 AUDIT_STREAM = "MESH_AUDIT"
 AUDIT_SUBJECTS = f"{PREFIX}.audit.>"
 ROUTES = f"{PREFIX}.routes"
@@ -112,6 +121,28 @@ def master(verb: str, caller: str) -> str:
 def history(node: str, action: str, state: str) -> str:
     """Where an action's record is stored."""
     return f"{PREFIX}.history.{token(node, 'node')}.{token(action, 'action')}.{token(state)}"
+
+
+def queue(node: str, action: str, caller: str) -> str:
+    """Where an action waits for a node that may be away."""
+    return (
+        f"{PREFIX}.queue.{token(node, 'node')}.{token(action, 'action')}.{token(caller, 'caller')}"
+    )
+
+
+def dead(node: str, action: str) -> str:
+    """Where a queued action ends that could not be done; masters alone put it there."""
+    return f"{PREFIX}.dead.{token(node, 'node')}.{token(action, 'action')}"
+
+
+def saga(saga_id: str) -> str:
+    """Where the states of a saga are stored; masters alone put them there."""
+    return f"{PREFIX}.saga.{token(saga_id, 'id')}"
+
+
+def write(shard: str, node: str) -> str:
+    """Where a write to a shard with replicas gets its place in their common order."""
+    return f"{PREFIX}.write.{token(shard, 'shard')}.{token(node, 'node')}"
 
 
 def audit(kind: str) -> str:

@@ -83,4 +83,4 @@ def test_the_time_of_acceptance_is_that_of_the_first_record():
 
 
 def test_ranks():
-    assert [rank(state) for state in ActionState] == [0, 1, 2, 2, 2, 2, 2]
+    assert [rank(state) for state in ActionState] == [0, 1, 2, 3, 3, 3, 3, 3]

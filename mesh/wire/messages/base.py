@@ -86,6 +86,8 @@ class ErrorReply(Wire, frozen=True, kw_only=True, tag="error"):
     retry_after_ms: int | None = None
     fields: dict[str, list[str]] = {}
     reference: str | None = None
+    attempt: int = 0
+    """Of an action that ended so: which attempt; 0: it is no outcome of one."""
 
 
 Reply = OkReply | ErrorReply

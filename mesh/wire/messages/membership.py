@@ -33,6 +33,8 @@ class ActionInfo(Wire, frozen=True, kw_only=True):
     description: Annotated[str, Meta(max_length=10_000)] = ""
     idempotent: bool = False
     builtin: bool = False
+    digest: _Text = ""
+    """Of its whole `ActionDescription`: masters ask for that when it changes."""
 
 
 class VerbStats(Wire, frozen=True, kw_only=True):
