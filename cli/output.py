@@ -38,6 +38,7 @@ STATUS_STYLES = {
     "error": "red",
 }
 STATE_STYLES = {
+    "queued": "cyan",
     "accepted": "cyan",
     "running": "cyan",
     "succeeded": "green",

@@ -15,10 +15,10 @@ from mesh.types import VERSION
 if TYPE_CHECKING:
     from mesh.bootstrap import connect as connect
     from mesh.bootstrap import read_documents as read_documents
+    from mesh.runtime.action_context import ActionContext as ActionContext
     from mesh.runtime.client import MeshClient as MeshClient
     from mesh.runtime.importing import ImportReport as ImportReport
     from mesh.runtime.importing import import_documents as import_documents
-    from mesh.runtime.sdk import ActionContext as ActionContext
     from mesh.runtime.sdk import Node as Node
     from mesh.wire import messages as messages
     from mesh.wire.messages import Document as Document
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 _LAZY = {
-    "ActionContext": "mesh.runtime.sdk",
+    "ActionContext": "mesh.runtime.action_context",
     "Document": "mesh.wire.messages",
     "MeshClient": "mesh.runtime.client",
     "Node": "mesh.runtime.sdk",

@@ -180,6 +180,13 @@ class InterruptedActionError(MeshError):
     kind = "interrupted"
 
 
+class CancelledActionError(MeshError):
+    """The action was stopped at somebody's word; what it had done until then is done."""
+
+    code = 409
+    kind = "cancelled"
+
+
 class ConfigError(MeshError):
     """A setting that cannot be; names the key and where it came from."""
 
@@ -216,6 +223,7 @@ _BY_KIND: dict[str, type[MeshError]] = {
         NodeGoneError,
         DeadlineExceededError,
         InterruptedActionError,
+        CancelledActionError,
     )
 }
 

@@ -80,3 +80,20 @@ class SagaState(enum.StrEnum):
     COMPENSATED = "compensated"
     FAILED = "failed"
     """Neither done nor undone: a step after the point of no return, or a compensation, failed."""
+
+
+class StepState(enum.StrEnum):
+    """Where a step of a saga stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    """Sent, or about to be; how it ended is not known yet."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """It did not do its work: there is nothing to undo."""
+    UNCERTAIN = "uncertain"
+    """It ended in the middle (interrupted, expired, cancelled): it may have done its work."""
+    UNDOING = "undoing"
+    UNDONE = "undone"
+    NOT_UNDONE = "not_undone"
+    """Its compensation failed for good."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mesh.errors import UnavailableError
+from mesh.errors import NotFoundError, UnavailableError
 from mesh.ports import JournalEntry
 from mesh.types import ActionState
 from mesh.wire.messages import ActionRequest, HistoryRecord
@@ -120,8 +120,14 @@ class MemoryJournal:
         digest: str,
         accepted_at: int,
         attempts: int = 0,
-    ) -> None:
+        again: bool = False,
+    ) -> JournalEntry | None:
         self._writing()
+        known = self._entries.get(request.id)
+        if known is not None and not (
+            again and known.outcome is not None and known.attempt == attempts
+        ):
+            return known
         self._entries[request.id] = JournalEntry(
             request=request,
             caller=caller,
@@ -133,6 +139,7 @@ class MemoryJournal:
             recorded=False,
         )
         self._process.step()
+        return None
 
     async def begin(self, action_id: str, attempt: int) -> None:
         self._writing()
@@ -141,6 +148,8 @@ class MemoryJournal:
 
     async def settle(self, outcome: HistoryRecord) -> None:
         self._writing()
+        if outcome.id not in self._entries:
+            raise NotFoundError(outcome.id)
         self._change(
             outcome.id,
             state=outcome.state,
@@ -150,19 +159,13 @@ class MemoryJournal:
         )
         self._process.step()
 
-    async def forget(self, action_id: str) -> None:
-        self._writing()
-        entry = self._entries.get(action_id)
-        if entry is not None and entry.state is ActionState.CANCELLED:
-            del self._entries[action_id]
-        self._process.step()
-
-    async def recorded(self, outcome: HistoryRecord) -> None:
-        self._writing()
+    def recorded(self, outcome: HistoryRecord) -> None:
+        """Written at once or, where the disk is full, never: the port promises no more."""
+        if not self._process.alive or self._disk.full:
+            return
         entry = self._entries.get(outcome.id)
         if entry is not None and entry.outcome is not None and entry.attempt == outcome.attempt:
             self._change(outcome.id, recorded=True)
-        self._process.step()
 
     async def unrecorded(self) -> list[HistoryRecord]:
         self._process.step()

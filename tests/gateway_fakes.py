@@ -14,7 +14,7 @@ from agents.gateway.edge import Edge
 from mesh import bootstrap, messages
 from mesh.config import MeshConfig
 from mesh.core.route_table import RouteTable
-from mesh.errors import NotFoundError, UnauthorizedError
+from mesh.errors import ConflictError, NotFoundError, UnauthorizedError
 from mesh.types import ActionState, Health
 
 PREFIX = "/api/ai-engine"
@@ -107,6 +107,7 @@ class FakeMesh:
         self.cancelled = 0
         self.access = FakeAccess(self.calls)
         self.records: dict[str, messages.HistoryRecord] = {}
+        self.offered: list[messages.OfferedAction] = []
         node = messages.RouteNode(slug="crm", health=Health.HEALTHY, capabilities=["search", "rag"])
         away = messages.RouteNode(slug="wiki", capabilities=["actions"])
         held = [messages.CollectionInfo(name=name, shard="wiki") for name in ("notes", "secrets")]
@@ -137,9 +138,14 @@ class FakeMesh:
             id=id or "1", node=node or "crm", action=action, state=ActionState.SUCCEEDED, result=7
         )
 
-    async def fan_out(self, action, params, *, nodes, all, collection, id, timeout_s, on_behalf):
-        self._asked("fan_out", action, nodes, all, collection, id, on_behalf)
-        item = messages.FanOutItem(node="crm", success=True, id="1.crm", result=7)
+    async def queue_action(self, action, params, *, node, id, expires_s, on_behalf):
+        self._asked("queue_action", action, params, node, id, expires_s, on_behalf)
+        return messages.Queued(id=id or "1", node=node or "crm", action=action, expires=9)
+
+    async def fan_out(self, action, params, *, nodes, all, collection, **options):
+        self._asked("fan_out", action, nodes, all, collection, options)
+        state = ActionState.QUEUED if options["mode"] == "queue" else ActionState.SUCCEEDED
+        item = messages.FanOutItem(node="crm", success=True, id="1.crm", state=state, result=7)
         return messages.FanOutResult(
             id="1",
             action=action,
@@ -149,15 +155,51 @@ class FakeMesh:
             results={"crm": item},
         )
 
-    async def history(self, *, action_id="", id_prefix="", **query):
-        self._asked("history", action_id, query)
-        found = [
-            record
-            for record in self.records.values()
-            if action_id in {"", record.id} and record.id.startswith(id_prefix)
-        ]
+    async def history(self, **query):
+        self._asked("history", query)
         offset, limit = query.get("offset", 0), query.get("limit", 50)
+        found = list(self.records.values())
         return messages.HistoryPage(actions=found[offset : offset + limit], total=len(found))
+
+    async def action(self, id):
+        self._asked("action", id)
+        found = [
+            messages.ActionStory(action=record, attempts=[record])
+            for record in self.records.values()
+            if record.id in {id, f"{id}.{record.node}"}
+        ]
+        if not found:
+            raise NotFoundError(f"no action has the id {id!r}")
+        return messages.ActionStories(id=id, stories=found)
+
+    async def cancel_action(self, id, *, node, on_behalf):
+        self._asked("cancel", id, node, on_behalf)
+        record = self.records[id]
+        if record.state is not ActionState.RUNNING:
+            raise ConflictError(f"it has {record.state.value}")
+        return msgspec.structs.replace(record, state=ActionState.CANCELLED)
+
+    async def retry_action(self, id, *, node, on_behalf):
+        self._asked("retry", id, node, on_behalf)
+        record = self.records[id]
+        if record.state is ActionState.SUCCEEDED:
+            raise ConflictError("it has succeeded")
+        return messages.Queued(id=id, node=record.node, action=record.action, expires=9)
+
+    async def queue(self, node="", limit=50, offset=0):
+        self._asked("queue", node, limit, offset)
+        return messages.QueueList(actions=[], total=0)
+
+    async def dead_letters(self, node="", limit=50, offset=0):
+        self._asked("dead letters", node, limit, offset)
+        return messages.QueueList(actions=[], total=0)
+
+    async def actions(self, node="", action=""):
+        self._asked("actions", node, action)
+        self._known(node or None)
+        return messages.OfferedActions(
+            actions=[each for each in self.offered if action in {"", each.action.name}]
+        )
 
     async def nodes(self, *, node="", status=None, type=""):
         self._asked("nodes", node, status, type)

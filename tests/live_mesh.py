@@ -105,7 +105,7 @@ class LiveMesh:
             name,
             argv,
             self.folder,
-            clean_environment(MESH_SEARCH__EMBEDDER="hash", **environment),
+            clean_environment(**({"MESH_SEARCH__EMBEDDER": "hash"} | environment)),
         )
         self.nodes[name] = node
         node.start()

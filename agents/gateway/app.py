@@ -10,6 +10,7 @@ from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
 
 from agents.gateway.access_log import AccessLog
+from agents.gateway.action_handlers import ACTIONS
 from agents.gateway.bodies import Search
 from agents.gateway.checked_body import CheckedBody
 from agents.gateway.docs import docs_handlers
@@ -20,6 +21,7 @@ from agents.gateway.node_handlers import NODES
 from agents.gateway.reading import read
 from agents.gateway.route import routes_of
 from agents.gateway.routing_handlers import ROUTING
+from agents.gateway.saga_handlers import SAGAS
 from agents.gateway.service import Service
 from mesh import MeshClient, bootstrap, messages
 from mesh.config import MeshConfig
@@ -68,7 +70,12 @@ def create_litestar(prefix: str) -> Litestar:
     """Routes, parameters and documentation; nothing is served without the edge."""
     docs_at_root, docs = docs_handlers(prefix)
     handlers: list[Any] = [*AT_ROOT, *docs_at_root]
-    handlers.append(Router(prefix or "/", route_handlers=[*UNDER_PREFIX, *NODES, *ROUTING, *docs]))
+    handlers.append(
+        Router(
+            prefix or "/",
+            route_handlers=[*UNDER_PREFIX, *ACTIONS, *SAGAS, *NODES, *ROUTING, *docs],
+        )
+    )
     return Litestar(
         handlers,
         dto=CheckedBody,

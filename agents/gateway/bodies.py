@@ -5,7 +5,7 @@ that are the mesh's own messages are used as they are.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 from agents.gateway import reports
 from mesh import messages
 from mesh.errors import InvalidError
-from mesh.types import ActionState, MergeStrategy, Require, SearchMode, Status
+from mesh.types import MergeStrategy, Require, SearchMode, Status
 
 
 class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,7 +23,7 @@ class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 _MOST_DEPTH = 32
 
 
-def _check_depth(field: str, value: Any) -> None:
+def check_depth(field: str, value: Any) -> None:
     """Everybody behind us reads it too, some with less room on their stack.
 
     Raises:
@@ -125,94 +125,6 @@ class Search(Strict, frozen=True, kw_only=True):
     options: SearchOptions = SearchOptions()
 
 
-# -- actions ---------------------------------------------------------------------------------------
-
-
-class Action(Strict, frozen=True, kw_only=True):
-    """An action for one node (`node`, or none where exactly one qualifies) or for several
-    (`nodes`, `all` or `collection`). Not more than one of the four.
-    """
-
-    action: messages.Token
-    params: Annotated[
-        dict[str, Any], Meta(description="Checked by the node against the action's own type.")
-    ] = {}
-    node: Annotated[messages.Token | None, Meta(description="Slug of the node to run it.")] = None
-    nodes: Annotated[
-        Annotated[list[messages.Token], Meta(min_length=1, max_length=1024)] | None,
-        Meta(description="Slugs of several."),
-    ] = None
-    all: Annotated[bool, Meta(description="Every node that offers the action.")] = False
-    collection: Annotated[
-        messages.CollectionName | None, Meta(description="Every holder of this collection.")
-    ] = None
-    mode: Annotated[Literal["sync"], Meta(description="The answer waits for the outcome.")] = "sync"
-    idempotency_key: Annotated[
-        Annotated[str, Meta(pattern=r"^[!-.0-~]{1,200}(?!\n)$")] | None,
-        Meta(
-            description="The action's id: the same key runs once, however often it is sent. "
-            "1 to 200 visible ASCII characters, no `/`."
-        ),
-    ] = None
-    timeout_s: Annotated[
-        Annotated[float, Meta(gt=0, le=86_400)] | None,
-        Meta(description="How long the answer waits; the action itself goes on."),
-    ] = None
-
-    def __post_init__(self) -> None:
-        _check_depth("params", self.params)
-
-    @property
-    def targets(self) -> list[str]:
-        """Which of the four were given."""
-        given = {
-            "node": self.node is not None,
-            "nodes": self.nodes is not None,
-            "all": self.all,
-            "collection": self.collection is not None,
-        }
-        return [name for name, there in given.items() if there]
-
-
-class ActionDone(msgspec.Struct, frozen=True, kw_only=True):
-    """How an action on one node ended well."""
-
-    success: bool
-    id: str
-    node: str
-    action: str
-    state: ActionState
-    result: Any
-    duration_ms: float
-
-
-class ActionsDone(msgspec.Struct, frozen=True, kw_only=True):
-    """How an action on several nodes went; `results` by slug. `success`: everywhere."""
-
-    success: bool
-    id: str
-    action: str
-    success_count: int
-    failure_count: int
-    results: dict[str, messages.FanOutItem]
-
-
-class ActionPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Newest first; `total` match."""
-
-    actions: list[messages.HistoryRecord]
-    total: int
-    limit: int
-    offset: int
-
-
-class ActionRecords(msgspec.Struct, frozen=True, kw_only=True):
-    """One record for an action of one node; one per node for an action of several."""
-
-    id: str
-    actions: list[messages.HistoryRecord]
-
-
 # -- joining, tokens, own state --------------------------------------------------------------------
 
 _Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -229,7 +141,7 @@ _METADATA = Meta(description="Of your own; at most 16 KiB.")
 def _check_metadata(metadata: dict[str, Any] | None) -> None:
     """Every route table and list of nodes carries it."""
     if metadata:
-        _check_depth("metadata", metadata)
+        check_depth("metadata", metadata)
     if metadata and len(msgspec.json.encode(metadata)) > _MOST_METADATA_BYTES:
         message = f"must be at most {_MOST_METADATA_BYTES} bytes of JSON"
         raise InvalidError(f"metadata: {message}", fields={"metadata": [message]})

@@ -12,7 +12,8 @@ from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
-from agents.gateway.openapi import document
+from agents.gateway.asked import service_of
+from agents.gateway.openapi import Json, document
 from agents.gateway.route import NOBODY, about
 from mesh.errors import NotFoundError
 
@@ -60,17 +61,18 @@ window.ui = SwaggerUIBundle({
 
 def docs_handlers(prefix: str) -> tuple[list[HTTPRouteHandler], list[HTTPRouteHandler]]:
     """Handlers at the root, and those under the prefix."""
-    made: dict[int, bytes] = {}
+    made: dict[int, tuple[Json, bytes]] = {}
 
-    def rendered(app: Litestar) -> bytes:
-        if id(app) not in made:
-            made[id(app)] = msgspec.json.encode(document(app, prefix))
-        return made[id(app)]
+    def rendered(app: Litestar, actions: Json) -> bytes:
+        known = made.get(id(app))
+        if known is None or known[0] is not actions:
+            known = made[id(app)] = actions, msgspec.json.encode(document(app, prefix, actions))
+        return known[1]
 
-    @get("/openapi.json", opt=_OPEN, include_in_schema=False, sync_to_thread=False)
-    def openapi(request: Request[Any, Any, State]) -> Response[bytes]:
+    @get("/openapi.json", opt=_OPEN, include_in_schema=False)
+    async def openapi(request: Request[Any, Any, State]) -> Response[bytes]:
         return Response(
-            rendered(request.app),
+            rendered(request.app, await service_of(request).offered.latest()),
             media_type="application/json",
             headers={"Cache-Control": "no-cache"},
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from agents.gateway import action_examples, saga_examples
+
 _NODE = {
     "id": "0199f0d2-7c1e-7a33-9d0c-5f1f2f7a4b10",
     "slug": "crm",
     "name": "CRM",
 }
 _SEARCH_ID = "0199f0d3-2b4c-7d5e-8f60-718293a4b5c6"
-_ACTION_ID = "0199f0d3-1a2b-7c4d-8e5f-60718293a4b5"
 
 _BREAKER = {
     "node": "crm",
@@ -39,22 +40,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
             },
         },
     },
-    "run_action": {
-        "one node": {
-            "action": "index",
-            "params": {
-                "collection": "crm.Customer",
-                "documents": [{"id": "7", "content": "Ada Lovelace, Ockham", "country": "UK"}],
-            },
-            "node": "crm",
-            "idempotency_key": "import-2026-11-22-7",
-        },
-        "all holders": {
-            "action": "delete",
-            "params": {"collection": "crm.Customer", "ids": ["7"]},
-            "collection": "crm.Customer",
-        },
-    },
+    **action_examples.REQUESTS,
+    **saga_examples.REQUESTS,
     "register": {
         "node": {
             "name": "CRM",
@@ -116,15 +103,8 @@ ANSWERS: dict[str, Any] = {
         },
         "id": _SEARCH_ID,
     },
-    "run_action": {
-        "success": True,
-        "id": _ACTION_ID,
-        "node": "crm",
-        "action": "index",
-        "state": "succeeded",
-        "result": {"indexed": 1, "ids": ["7"], "data_version": 12},
-        "duration_ms": 8.4,
-    },
+    **action_examples.ANSWERS,
+    **saga_examples.ANSWERS,
     "health": {
         "status": "healthy",
         "version": "0.1.0",

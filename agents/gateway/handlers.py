@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from litestar import Response, get, post
-from litestar.params import JSONBody, PathParameter, QueryParameter
+from litestar.params import JSONBody, QueryParameter
 
 from agents.gateway import bodies, reports
-from agents.gateway.asked import Asked, exchange_of, identity_of, refuse_null, service_of
+from agents.gateway.asked import Asked, exchange_of, identity_of, service_of
 from agents.gateway.exchange import bearer_of
-from agents.gateway.route import ACTIONS, ANYBODY, NOBODY, about
+from agents.gateway.route import ANYBODY, NOBODY, about
 from mesh import messages
-from mesh.types import ActionState
 
 _JWKS_KEPT = "public, max-age=60"
 """Not longer: a key that was taken out of use without an overlap is to be forgotten."""
@@ -67,7 +66,7 @@ def health(request: Asked) -> reports.HealthReport:
     return service_of(request).health()
 
 
-# -- search and actions ----------------------------------------------------------------------------
+# -- search ----------------------------------------------------------------------------------------
 
 
 @post(
@@ -83,62 +82,6 @@ async def search(request: Asked, data: JSONBody[bodies.Search]) -> messages.Sear
     return await service_of(request).search(
         data, identity_of(request), exchange_of(request).search_id
     )
-
-
-@post(
-    "/actions",
-    status_code=200,
-    opt=about(ACTIONS, internal="Action failed", action=True),
-    tags=["actions"],
-)
-async def run_action(
-    request: Asked, data: JSONBody[bodies.Action]
-) -> bodies.ActionDone | bodies.ActionsDone:
-    """Run an action on one node or several. It goes on when its client goes, and its outcome is
-    in the history. For several nodes the answer is a 200 with `success_count` and
-    `failure_count`, whatever became of it on each.
-    """
-    return await service_of(request).actions.run(data, identity_of(request))
-
-
-@get("/actions", opt=about(ACTIONS, action=True), tags=["actions"])
-async def list_actions(  # noqa: PLR0917 (Litestar passes them by name)
-    request: Asked,
-    node: Annotated[str, QueryParameter(description="Slug.", max_length=64)] = "",
-    action: Annotated[str, QueryParameter(description="Name.", max_length=64)] = "",
-    caller: Annotated[str, QueryParameter(description="Who asked for it.", max_length=64)] = "",
-    state_: Annotated[
-        ActionState | None, QueryParameter(name="state", description="Where it stands.")
-    ] = None,
-    since: Annotated[int, QueryParameter(description="Unix ms.", ge=0, le=2**53)] = 0,
-    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 50,
-    offset: Annotated[int, QueryParameter(ge=0, le=2**31 - 1)] = 0,
-) -> bodies.ActionPage:
-    """The history of actions, newest first, of all callers; every filter may be left out. Scopes
-    for single actions show those alone; with several of them, `action` says which.
-    """
-    refuse_null(request, "state", state_)
-    return await service_of(request).actions.page(
-        identity_of(request),
-        node=node,
-        action=action,
-        caller=caller,
-        state=state_,
-        since=since,
-        limit=limit,
-        offset=offset,
-    )
-
-
-@get("/actions/{action_id:str}", opt=about(ACTIONS, action=True), tags=["actions"])
-async def show_action(
-    request: Asked,
-    action_id: Annotated[
-        str, PathParameter(description="Id or idempotency key.", min_length=1, max_length=300)
-    ],
-) -> bodies.ActionRecords:
-    """What became of an action; of one on several nodes, on each of them."""
-    return await service_of(request).actions.one(action_id, identity_of(request))
 
 
 # -- joining, tokens, own state --------------------------------------------------------------------
@@ -180,9 +123,6 @@ UNDER_PREFIX = [
     health,
     register,
     search,
-    run_action,
-    list_actions,
-    show_action,
     status,
     refresh_token,
 ]

@@ -41,10 +41,18 @@ _LIMITED = ["X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"]
 _RETRIED = (429, 503)
 _NAMES_A_NODE = frozenset({"status", "list_breakers", "reset_breakers"})
 """Operations that name one elsewhere than in their path."""
+_STEERS = frozenset({"cancel_action", "retry_action", "resume_saga", "abort_saga"})
+"""Operations without a body that how things stand may contradict."""
 
 
-def document(app: Litestar, prefix: str) -> Json:
-    """The document, as built-in types."""
+def document(app: Litestar, prefix: str, actions: Json | None = None) -> Json:
+    """The document, as built-in types.
+
+    Args:
+        app: Its routes.
+        prefix: Of most of them.
+        actions: Schemas of the actions that nodes offer, by name; see `agents.gateway.offered`.
+    """
     made = app.openapi_schema.to_schema()
     types = _Types(app)
     paths: dict[str, Json] = {}
@@ -66,6 +74,7 @@ def document(app: Litestar, prefix: str) -> Json:
         "tags": [
             {"name": "search", "description": "Find."},
             {"name": "actions", "description": "Do, and read what was done."},
+            {"name": "sagas", "description": "Several actions, or none of them."},
             {"name": "joining", "description": "For nodes: come in, stay in, see yourself."},
             {"name": "nodes", "description": f"The registry, under {prefix}/nodes."},
             {"name": "routing", "description": "Who is asked, who is not, and why."},
@@ -73,7 +82,7 @@ def document(app: Litestar, prefix: str) -> Json:
         ],
         "paths": paths,
         "components": {
-            "schemas": dict(sorted(types.schemas.items())),
+            "schemas": dict(sorted((types.schemas | (actions or {})).items())),
             "headers": {
                 name: {"description": text, "schema": schema, "required": name == "X-Request-Id"}
                 for name, (text, schema) in _HEADERS.items()
@@ -114,26 +123,28 @@ class _Types:
 
     def __init__(self, app: Litestar) -> None:
         self._bodies: dict[tuple[str, str], Json] = {}
-        self._answers: dict[tuple[str, str], Json] = {}
+        self._answers: dict[tuple[str, str], dict[int, Json]] = {}
         self.names: dict[tuple[str, str], str] = {}
         self.logins: dict[tuple[str, str], str] = {}
         wanted: list[Any] = [Error]
-        places: list[tuple[dict[tuple[str, str], Json], tuple[str, str]]] = []
+        places: list[tuple[dict[Any, Json], Any]] = []
         for key, handler in _handlers(app):
             self.names[key] = handler.fn.__name__
             self.logins[key] = handler.opt.get("login", "")
-            for kind in _alternatives(handler.parsed_return_field):
-                wanted.append(kind)
-                places.append((self._answers, key))
+            answers = self._answers[key] = {}
+            for status, kinds in _answers(handler).items():
+                for kind in kinds:
+                    wanted.append(kind)
+                    places.append((answers, status))
             if (data := handler.parsed_data_field) is not None:
                 wanted.append(data.annotation)
                 places.append((self._bodies, key))
         (self.error, *found), self.schemas = msgspec.json.schema_components(
             wanted, ref_template=_REFS
         )
-        for (schemas, key), schema in zip(places, found, strict=True):
-            earlier = schemas.get(key)
-            schemas[key] = {"anyOf": [earlier, schema]} if earlier else schema
+        for (schemas, place), schema in zip(places, found, strict=True):
+            earlier = schemas.get(place)
+            schemas[place] = {"anyOf": [earlier, schema]} if earlier else schema
         self.schemas["Action"]["not"] = _TWO_TARGETS
         for schema in self.schemas.values():
             if "description" in schema:
@@ -143,8 +154,8 @@ class _Types:
         """Of the request."""
         return self._bodies.get((route.template, route.method))
 
-    def answer(self, route: Route) -> Json:
-        """Of the success."""
+    def answers(self, route: Route) -> dict[int, Json]:
+        """Of success, by status."""
         return self._answers[route.template, route.method]
 
 
@@ -157,11 +168,18 @@ def _handlers(app: Litestar) -> Iterator[tuple[tuple[str, str], Any]]:
                         yield (_template(route), str(method)), handler
 
 
-def _alternatives(answer: FieldDefinition) -> tuple[Any, ...]:
-    """The types of an answer, each by itself: msgspec has no name for a union of untagged ones."""
-    if answer.is_union:
-        return answer.args
-    return get_args(answer.annotation) if answer.is_subclass_of(Response) else (answer.annotation,)
+def _answers(handler: Any) -> dict[int, tuple[Any, ...]]:
+    """The types of answers by status, each by itself: msgspec has no name for a union of untagged
+    ones.
+    """
+    if "answers" in handler.opt:
+        several: dict[int, tuple[Any, ...]] = handler.opt["answers"]
+        return several
+    answer: FieldDefinition = handler.parsed_return_field
+    kinds = answer.args if answer.is_union else (answer.annotation,)
+    if answer.is_subclass_of(Response):
+        kinds = get_args(answer.annotation)
+    return {handler.status_code: kinds}
 
 
 def _template(route: HTTPRoute) -> str:
@@ -171,7 +189,6 @@ def _template(route: HTTPRoute) -> str:
 def _operation(route: Route, given: Json, types: _Types) -> Json:
     key = (route.template, route.method)
     name = types.names[key]
-    (success,) = (int(code) for code in given["responses"] if code.startswith("2"))
     operation: Json = {
         "operationId": name,
         "tags": given["tags"],
@@ -189,13 +206,16 @@ def _operation(route: Route, given: Json, types: _Types) -> Json:
                 for title, value in REQUESTS[name].items()
             }
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
-    content = {"schema": types.answer(route)}
-    if name in ANSWERS:
-        content["example"] = ANSWERS[name]
-    operation["responses"] = {
-        str(success): _response(route, success, HTTPStatus(success).phrase, content)
-    }
-    not_ready = types.answer(route) if name == "readyz" else None
+    answers = types.answers(route)
+    operation["responses"] = {}
+    for status, answer in answers.items():
+        content = {"schema": answer}
+        example = ANSWERS.get(name if status == min(answers) else f"{name} {status}")
+        if example is not None:
+            content["example"] = example
+        phrase = HTTPStatus(status).phrase
+        operation["responses"][str(status)] = _response(route, status, phrase, content)
+    not_ready = answers[HTTPStatus.OK] if name == "readyz" else None
     for code in _codes(route, body is not None, "{" in route.template, bool(parameters), name):
         schema = {"schema": not_ready if code == 503 and not_ready else types.error}  # noqa: PLR2004
         title = route.internal if code == HTTPStatus.INTERNAL_SERVER_ERROR else TITLES[code]
@@ -248,7 +268,7 @@ def _codes(route: Route, body: bool, named: bool, parameters: bool, name: str) -
         codes.add(422)
     if named or route.action or route.search or name in _NAMES_A_NODE:
         codes.add(404)
-    if body and not route.search and name != "reset_breakers":
+    if (body and not route.search and name != "reset_breakers") or name in _STEERS:
         codes.add(409)
     if route.access != NOBODY or body:
         codes |= {400, 502, 504}

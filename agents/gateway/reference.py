@@ -34,8 +34,9 @@ speak NATS, under `{prefix}` (`gateway.prefix`). `{prefix}/docs` shows these rou
 | `search` | search every collection |
 | `search:<collection>` | search this collection: without `options.collections` those of one's \
 scopes are searched, and naming another is a 403 |
-| `actions` | run every action, and read the history of all of them |
-| `actions:<name>` | run this action, and read its history |
+| `actions` | run, queue, cancel and retry every action, read the history of all of them, see the \
+queue and the dead letters |
+| `actions:<name>` | run, queue, cancel and retry this action, and read its history |
 | `admin` | see and change the registry, give nodes keys, see any node's status, drain nodes, \
 see and reset breakers, explain requests |
 
@@ -112,11 +113,17 @@ the broker was lost: with the same \
 | 502, 504 | a search: at once; an action, which may have run: with the same \
 `idempotency_key` only |
 | 500 of an action | with the same `idempotency_key` only |
+| 202 | not at all: what is queued is done once its node is there |
 | other 4xx | not before the request is another one |
 
 An action that was sent goes on when its client goes; ask `GET /actions/{{id}}` what became of it.
 Give it an `idempotency_key`: the same key runs once, and answers the same outcome for a day. A
 search whose client goes is stopped.
+
+The parameters and results of the actions that nodes offer are schemas of `openapi.json`, named
+`action.<name>.params` and `action.<name>.result`; they are at most a few seconds old, and anybody
+who reaches the gateway can read them. [The guide to actions](actions.md) tells what each state
+means and what is promised.
 
 A stopping gateway answers with `Connection: close`; clients that honour it lose no request.
 
@@ -130,6 +137,8 @@ A stopping gateway answers with `Connection: close`; clients that honour it lose
 - Unknown fields in a body are refused (422) by their name, and a body where a route takes none
   (400), unless it is `{{}}`.
 - An action has exactly one target: two of `node`, `nodes`, `all` and `collection` are a 422.
+  `collection` means one of the replicas of each shard.
+- `mode` `queue` answers 202 with `id`, `state` and `expires`; for several nodes by slug.
 - For an action on several nodes the status is 200 whatever became of it on each: `success` is true
   where it succeeded everywhere.
 - The rate limit counts by identity and route, and `X-RateLimit-Reset` counts seconds.
@@ -183,11 +192,11 @@ def _route(method: str, path: str, operation: Json) -> Iterator[str]:
         for example in content.get("examples", {}).values():
             yield _json(example["value"])
     codes = operation["responses"]
-    (success,) = (code for code in codes if code.startswith("2"))
-    content = codes[success]["content"]["application/json"]
-    yield f"Answer: {success}, {_type(content['schema'])}."
-    if "example" in content:
-        yield "\n" + _json(content["example"])
+    for success in (code for code in codes if code.startswith("2")):
+        content = codes[success]["content"]["application/json"]
+        yield f"Answer: {success}, {_type(content['schema'])}."
+        if "example" in content:
+            yield "\n" + _json(content["example"])
     failures = ", ".join(
         f"{code} {codes[code]['description']}" for code in codes if not code.startswith("2")
     )

@@ -10,6 +10,8 @@ from agents.gateway import bodies, reports
 from agents.gateway.action_service import ActionService
 from agents.gateway.errors import InvalidRefreshTokenError
 from agents.gateway.node_service import NodeService
+from agents.gateway.offered import Offered
+from agents.gateway.saga_service import SagaService
 from mesh import MeshClient, bootstrap, messages
 from mesh.config import SearchConfig
 from mesh.errors import (
@@ -31,7 +33,9 @@ class Service:
     ) -> None:
         self.mesh = mesh
         self.actions = ActionService(mesh)
+        self.offered = Offered(mesh)
         self.nodes = NodeService(mesh)
+        self.sagas = SagaService(mesh)
         self.gatekeeper = gatekeeper
         self._defaults = search
 

@@ -23,6 +23,7 @@ GROUPS = {
     "collections": "List, fill and drop collections.",
     "breakers": "What keeps calls from nodes that fail them: list and reset.",
     "actions": "List and run actions, and see what was run.",
+    "sagas": "Several actions, or none of them: run, see, resume and abort.",
     "tokens": "Issue, list and revoke access tokens of the HTTP gateway.",
     "users": "Operators and applications: add them, give them keys, remove them.",
     "keys": "The keys that sign access tokens: list and rotate them.",

@@ -163,7 +163,7 @@ def filters(written: Sequence[str]) -> dict[str, messages.Filter]:
     return {**exact, **ranges}
 
 
-def since(text: str, now: int) -> int:
+def since(text: str, now: int, option: str = "--since") -> int:
     """Unix ms of an age (`90s 5m 1h 2d 1w`) before `now` (unix ms), or of an ISO date or time
     (UTC unless it says otherwise).
 
@@ -177,7 +177,7 @@ def since(text: str, now: int) -> int:
     except ValueError as error:
         raise typer.BadParameter(
             f"{text!r} is neither an age like 90s, 5m, 1h, 2d nor a date like 2026-01-02T15:04",
-            param_hint="--since",
+            param_hint=option,
         ) from error
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.UTC)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,10 +19,21 @@ from cli.output import HEALTH_STYLES, Column, printable
 from mesh.errors import MeshError, NotFoundError
 
 if TYPE_CHECKING:
-    from cli.meshctl.importing import Imported, Progress
+    from cli.meshctl.importing import Import, Imported, Progress
     from mesh import MeshClient, messages
 
 app = typer.Typer()
+
+
+class Form(enum.StrEnum):
+    """Formats by the suffix they usually have."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    TSV = "tsv"
+    PARQUET = "parquet"
+    MD = "md"
+
 
 _COLLECTION = Annotated[str, typer.Option("--collection", "-c", help="Its name.")]
 
@@ -83,13 +95,15 @@ def list_collections(context: typer.Context) -> None:
 def import_documents(
     context: typer.Context,
     *,
-    path: Annotated[
-        Path,
+    paths: Annotated[
+        list[Path],
         typer.Argument(
-            help="A .jsonl, .csv, .tsv or Markdown file, or a folder of Markdown files.",
-            metavar="FILE|FOLDER",
+            help="JSONL, CSV, TSV (also .gz, .zst), Parquet or Markdown files, folders of Markdown"
+            " files, or - for standard input.",
+            metavar="FILE|FOLDER...",
             exists=True,
             readable=True,
+            allow_dash=True,
         ),
     ],
     collection: _COLLECTION,
@@ -97,34 +111,75 @@ def import_documents(
         str | None, typer.Option(help="Where; may be left out if only one node can take it.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, max=1000, help="Documents at a time.")] = 500,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="Of the files, where their names do not say.")
+    ] = None,
     id_column: Annotated[
         str | None, typer.Option(help="What holds a document's id.  [default: id]")
     ] = None,
     content_column: Annotated[
         str | None, typer.Option(help="What holds its text.  [default: content]")
     ] = None,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Where bad lines go.  [default: FILE.rejects.jsonl]"),
+    ] = None,
+    max_rejects: Annotated[
+        int | None, typer.Option(min=0, help="Stop when more lines than that are bad.")
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option(help="Begin at the start, whatever an earlier run did.")
+    ] = False,
 ) -> None:
-    """Read documents and index them; an interrupted import is taken up where it ended."""
-    from cli.meshctl.importing import Import
+    """Read documents and index them; one that was cut off goes on where it ended."""
+    from cli.meshctl.import_progress import progress
+    from cli.meshctl.importing import Import, as_json
 
+    if rejects and len(paths) > 1:
+        raise typer.BadParameter("goes with one FILE", param_hint="--rejects")
     run = session.of(context)
-    job = Import(
-        path=path,
-        collection=collection,
-        node=node,
-        batch=batch,
-        id_column=id_column,
-        content_column=content_column,
-    )
-    with _progress() as progress:
-        done = run.run(lambda client: job.run(client, progress))
+    done = []
+    for path in paths:
+        job = Import(
+            path=path,
+            collection=collection,
+            node=node,
+            batch=batch,
+            form=form.value if form else None,
+            id_column=id_column,
+            content_column=content_column,
+            rejects=rejects,
+            restart=restart,
+            most_bad=max_rejects,
+            state_dir=Path(run.options.state_dir),
+        )
+        done.append(_import(run, job, progress))
+        if not run.out.as_json:
+            run.out.line(done[-1].summary())
+        _complain(done[-1])
+        if done[-1].report.stopped:
+            break
     if run.out.as_json:
-        run.out.json(done.as_json())
-    else:
-        run.out.line(done.summary())
-    _complain(done)
-    if done.report.bad:
+        run.out.json(as_json(done))
+    if any(imported.report.bad for imported in done):
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _import(
+    run: session.Session, job: Import, shown: Callable[[], AbstractContextManager[Progress]]
+) -> Imported:
+    """One file; where that is cut off, say how it goes on."""
+    with job.place() as place:
+        try:
+            with shown() as progress:
+                return run.run(lambda client: job.run(client, place, progress, run.out.note))
+        except (MeshError, KeyboardInterrupt):
+            if place.begun:
+                run.out.note(
+                    f"cut off after line {place.line} of {printable(str(job.path))}; the same"
+                    " command again goes on there"
+                )
+            raise
 
 
 def _complain(done: Imported) -> None:
@@ -133,29 +188,8 @@ def _complain(done: Imported) -> None:
         sys.stderr.write(f"{printable(bad.source)}:{bad.line}: {printable(bad.reason)}\n")
     if done.report.bad > len(shown):
         sys.stderr.write(f"… and {done.report.bad - len(shown)} more\n")
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on stderr where that is a terminal; elsewhere silence."""
-    if not sys.stderr.isatty():
-        yield lambda _position, _total, _documents: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        BarColumn(),
-        DownloadColumn(),
-        TextColumn("{task.fields[documents]} documents"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("import", total=None, documents=0)
-        yield lambda position, total, documents: bar.update(
-            task, completed=position, total=total, documents=documents
-        )
+    if done.report.stopped:
+        sys.stderr.write("stopped: more bad lines than --max-rejects allows\n")
 
 
 @app.command("drop")

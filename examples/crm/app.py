@@ -55,12 +55,22 @@ def crm_node(store: Store) -> Node:
     # and gives nothing twice. That is what makes it right to say `idempotent`: after a crash in the
     # middle the node runs the refund again instead of leaving it to a person.
 
-    @node.action("refund", idempotent=True, timeout_s=10)
+    # `compensate` names the action that undoes it: a saga in which a later step fails runs that,
+    # with the same parameters, under the id of the refund and `.undo`.
+
+    @node.action("refund", compensate="take-back", idempotent=True, timeout_s=10)
     def refund(params: RefundOrder, ctx: ActionContext) -> Receipt:
         """Give money back for an order, at most what was paid."""
+        ctx.progress(0.1, f"looking at what is left of {params.order}")
         receipt = store.refund(params.order, params.cents, action=ctx.id, caller=ctx.caller)
         ctx.log.info("crm.order.refunded", order=receipt.order, cents=receipt.refunded_cents)
         return receipt
+
+    @node.action("take-back", idempotent=True, timeout_s=10, retries=3)
+    def take_back(params: RefundOrder, ctx: ActionContext) -> Receipt:
+        """Undo a refund; where there was none, there is nothing to do."""
+        given = ctx.id.removesuffix(".undo")
+        return store.take_back(params.order, params.cents, action=given)
 
     @node.action("customer", idempotent=True, timeout_s=10)
     def customer(params: WhichCustomer) -> Customer:

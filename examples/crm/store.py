@@ -186,6 +186,27 @@ class Store:
             _index_orders(database, "WHERE orders.number = ?", (_number(id_),))
         return Receipt(order=id_, refunded_cents=cents, left_cents=left)
 
+    def take_back(self, id_: str, cents: int, *, action: str) -> Receipt:
+        """Undo the refund that was given under that action id; undone or never given, nothing.
+
+        Raises:
+            NotFoundError: No such order.
+            ValueError: The id was that of another refund.
+        """
+        with self._transaction("IMMEDIATE") as database:
+            given = _given(database, action)
+            if given and (given.order, given.refunded_cents) != (id_, cents):
+                raise ValueError(f"{action!r} was the refund of another amount or order")
+            if given:
+                database.execute("DELETE FROM refunds WHERE action = ?", (action,))
+                _index_orders(database, "WHERE orders.number = ?", (_number(id_),))
+            order = next(_orders(database, "WHERE orders.number = ?", (_number(id_),)), None)
+            if order is None:
+                raise NotFoundError(f"no order {id_!r}")
+        return Receipt(
+            order=id_, refunded_cents=-cents if given else 0, left_cents=order.left_cents
+        )
+
     @contextmanager
     def _transaction(self, kind: str) -> Iterator[sqlite3.Connection]:
         """All of the block or nothing of it."""

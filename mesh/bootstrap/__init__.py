@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mesh.adapters.document_files import read_documents as read_documents
+    from mesh.adapters.document_files.import_place import ImportPlace as ImportPlace
     from mesh.adapters.logs import configure_logs as configure_logs
     from mesh.adapters.nats.broker import EmbeddedBroker as EmbeddedBroker
     from mesh.adapters.nats.keys import BrokerKeys as BrokerKeys
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mesh.core.scopes import allows_some_search as allows_some_search
     from mesh.core.scopes import readable_actions as readable_actions
     from mesh.core.scopes import searchable_collections as searchable_collections
+    from mesh.runtime.action_progress import hear_progress as hear_progress
     from mesh.runtime.caller import request_origin as request_origin
     from mesh.runtime.gatekeeper import Gatekeeper as Gatekeeper
     from mesh.runtime.node import NodeServer as NodeServer
@@ -53,6 +55,7 @@ _LAZY = {
     "EmbeddedBroker": "mesh.adapters.nats.broker",
     "Gatekeeper": "mesh.runtime.gatekeeper",
     "Gateway": "mesh.bootstrap.gateways",
+    "ImportPlace": "mesh.adapters.document_files.import_place",
     "MeshFile": "mesh.adapters.state",
     "NodeServer": "mesh.runtime.node",
     "RateLimiter": "mesh.core.rate_limit",
@@ -67,6 +70,7 @@ _LAZY = {
     "find_operator": "mesh.bootstrap.places",
     "gateway": "mesh.bootstrap.gateways",
     "invalid": "mesh.wire.codec",
+    "hear_progress": "mesh.runtime.action_progress",
     "load_app": "mesh.bootstrap.nodes",
     "load_settings": "mesh.adapters.settings",
     "make_credentials": "mesh.bootstrap.places",

@@ -82,6 +82,7 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
         self._client: MeshClient | None = None
 
     async def _open(self) -> MeshClient:
+        from mesh.adapters.nats.queue import JetStreamQueue
         from mesh.runtime.client import MeshClient
 
         if not structlog.is_configured():  # the application's choice, where it made one
@@ -97,7 +98,7 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
             role="operator",
         )
         bus = await connect_bus(None, nats)
-        client = MeshClient(bus, self._config, clocks.SystemClock())
+        client = MeshClient(bus, self._config, clocks.SystemClock(), queue=JetStreamQueue(bus))
         try:
             await client.start()
         except BaseException:

@@ -42,6 +42,7 @@ async def gateway(config: MeshConfig) -> AsyncIterator[Gateway]:
         ConfigError: It is somebody else's.
     """
     from mesh.adapters.jwt import token_verifier
+    from mesh.adapters.nats.queue import JetStreamQueue
     from mesh.runtime.client import MeshClient
     from mesh.runtime.gatekeeper import Gatekeeper
 
@@ -60,7 +61,7 @@ async def gateway(config: MeshConfig) -> AsyncIterator[Gateway]:
             "mesh's gateway.json"
         )
     bus = await connect_bus(None, config.nats, login=login, patience_s=PATIENCE_S)
-    client = MeshClient(bus, config, clock)
+    client = MeshClient(bus, config, clock, queue=JetStreamQueue(bus))
     gatekeeper = Gatekeeper(bus, client.access, verifier, clock)
     try:
         await client.start()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mesh.adapters.sql.registry import SqlRegistry
     from mesh.runtime.audit import AuditTrail
     from mesh.runtime.master import Master
+    from mesh.runtime.parts import MakePart, Part, Surroundings
     from mesh.runtime.signing_keys import SigningKeys
 
 
@@ -69,7 +70,8 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
             stack.push_async_callback(bus.close)
             buses.append(bus)
         bus, of_logins, of_system = buses
-        history = JetStreamHistory(bus)
+        actions = config.actions
+        history = JetStreamHistory(bus, days=actions.history_days, max_bytes=actions.history_bytes)
         await _prepared(history)
         audit = AuditTrail(
             registry.audit,
@@ -79,7 +81,7 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
         )
         running = Master(
             bus,
-            Stores(registry, registry.tokens, registry.logins, history),
+            Stores(registry, registry.tokens, registry.logins),
             BrokerControl(
                 NatsDoorman(of_logins, own, clock),
                 NatsBouncer(of_system),
@@ -100,10 +102,83 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
             check_url=check_url(security),
             seedlings=own.seedlings,
             incarnation=clock.unix_ms(),
+            parts=_Parts(bus, registry=registry, history=history).makers(),
         )
         await running.start()
         stack.push_async_callback(running.stop)
         yield running
+
+
+class _Parts:
+    """What else a master does. They are made in the order of `makers`, and each may use those made
+    before it.
+    """
+
+    def __init__(self, bus: NatsBus, *, registry: SqlRegistry, history: History) -> None:
+        self._bus = bus
+        self._registry = registry
+        self._history = history
+
+    def makers(self) -> list[MakePart]:
+        """One line each."""
+        return [
+            self._make_queue,  # actions that wait for their nodes
+            self._make_memory,  # the history of actions
+            self._make_catalogue,  # what nodes offer, and what may be asked of them
+            self._make_write_log,  # the order of writes to shards that several nodes hold
+            self._make_sagas,  # several actions, or none of them
+        ]
+
+    def _make_queue(self, around: Surroundings) -> Part:
+        from mesh.adapters.nats.queue import JetStreamQueue
+        from mesh.runtime.queue_dispatcher import QueueDispatcher
+
+        queue = JetStreamQueue(
+            self._bus,
+            max_bytes=around.config.actions.queue_bytes,
+            dead_letter_days=around.config.actions.dead_letter_days,
+        )
+        self._queue = QueueDispatcher(around, queue, self._registry.actions, self._history)
+        return self._queue
+
+    def _make_memory(self, around: Surroundings) -> Part:
+        from mesh.runtime.action_memory import ActionMemory
+
+        self._memory = ActionMemory(
+            around, self._registry.actions, self._history, find_queued=self._queue.find
+        )
+        return self._memory
+
+    def _make_catalogue(self, around: Surroundings) -> Part:
+        from mesh.adapters.json_schema import compile_schema
+        from mesh.runtime.catalogue import Catalogue
+
+        self._catalogue = Catalogue(
+            around, self._registry.descriptions, compile_schema, known=self._memory.known
+        )
+        return self._catalogue
+
+    def _make_write_log(self, around: Surroundings) -> Part:
+        from mesh.adapters.nats.write_log import JetStreamWriteArchive
+        from mesh.runtime.write_log_reader import WriteLogReader
+
+        replicas = around.config.replicas
+        archive = JetStreamWriteArchive(
+            self._bus, around.clock, days=replicas.log_days, max_bytes=replicas.log_bytes
+        )
+        return WriteLogReader(around, archive)
+
+    def _make_sagas(self, around: Surroundings) -> Part:
+        from mesh.adapters.nats.saga_log import JetStreamSagaLog
+        from mesh.runtime.saga_runner import SagaRunner
+
+        return SagaRunner(
+            around,
+            JetStreamSagaLog(self._bus, days=around.config.sagas.days),
+            self._registry.sagas,
+            offers=self._catalogue,
+            known=self._memory.known,
+        )
 
 
 def _signing(

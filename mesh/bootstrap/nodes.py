@@ -53,8 +53,10 @@ async def node(
     from mesh.adapters.embedders import load_embedder
     from mesh.adapters.lance import LanceDocuments
     from mesh.adapters.nats.history import JetStreamHistory
+    from mesh.adapters.nats.write_log import JetStreamWriteLog
     from mesh.adapters.sql.journal import SqlJournal
-    from mesh.runtime.node import NodeServer
+    from mesh.adapters.sql.replica import SqlReplicaState
+    from mesh.runtime.node import NodeServer, Replication
 
     slug = slug_of(declared.name)
     clock = clocks.SystemClock()
@@ -78,6 +80,8 @@ async def node(
             opened.push_async_callback(documents.close)
             journal = await SqlJournal.open(data_dir / "journal.db")
             opened.push_async_callback(journal.close)
+            state = await SqlReplicaState.open(data_dir / "journal.db")
+            opened.push_async_callback(state.close)
             server = NodeServer(
                 declared,
                 config,
@@ -92,6 +96,7 @@ async def node(
                 clock=clock,
                 incarnation=_next_incarnation(data_dir / _INCARNATION_FILE, clock.unix_ms()),
                 rng=random.Random(),  # noqa: S311 (jitter)
+                replication=Replication(JetStreamWriteLog(bus), state),
             )
             await server.start()
             opened.pop_all()  # from here on `stop` closes all of it

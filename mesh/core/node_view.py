@@ -205,8 +205,9 @@ class NodeView:
         if beat.incarnation > record.incarnation:
             self._loads[slug] = ReportedLoad()
         load = self._loads[slug].heard(beat)
-        lasting = (beat.incarnation, beat.version, beat.collections, beat.actions)
-        if lasting != (record.incarnation, record.version, record.collections, record.actions):
+        lasting = (beat.incarnation, beat.version, beat.collections, beat.actions, beat.shard)
+        known = (record.incarnation, record.version, record.collections, record.actions)
+        if lasting != (*known, record.shard):
             self._unsaved.add(slug)
             record = msgspec.structs.replace(
                 record,
@@ -214,6 +215,7 @@ class NodeView:
                 version=beat.version,
                 collections=beat.collections,
                 actions=beat.actions,
+                shard=beat.shard,
             )
             self._records[slug] = _with_figures(record, beat)
             self._reroute(slug)
@@ -305,4 +307,5 @@ def route_of(record: NodeRecord, load: NodeLoad) -> RouteNode:
         collections=record.collections,
         actions=[action.name for action in record.actions],
         load=load,
+        shard=record.shard,
     )

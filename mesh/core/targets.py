@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mesh.core.route_table import RouteTable, refusal
+from mesh.core.route_table import RouteTable, preference, refusal
 from mesh.errors import (
     BadRequestError,
     InvalidError,
@@ -17,6 +17,8 @@ from mesh.types import Status
 from mesh.wire import subjects
 from mesh.wire.messages import RouteNode
 
+_OF_ONE_COPY = "sync"
+"""The one action on a shard that is not for all of its replicas alike."""
 LONGEST_ID = 200
 """Characters of an action's id."""
 
@@ -25,7 +27,8 @@ Targets = dict[str, MeshError | None]
 
 
 def one(table: RouteTable, action: str, params: Mapping[str, Any], node: str | None) -> str:
-    """The node that runs an action: the one that is named, else the only one that qualifies.
+    """The node that runs an action: the one that is named, else the only one that qualifies, where
+    the replicas of a shard count as one.
 
     Raises:
         BadRequestError: The named node, or nobody, offers the action, or not exactly one node
@@ -46,16 +49,22 @@ def one(table: RouteTable, action: str, params: Mapping[str, Any], node: str | N
         return named.slug
     able = _able(table, action)
     held = params.get("collection")
-    holders = [route for route in able if any(info.name == held for info in route.collections)]
-    # Health comes after the choice: a write meant for a node that is away must not go to
-    # another one and begin a second collection of that name there.
-    choice = holders or able
-    if len(choice) > 1:
+    holders = [holder for holder in table.holders(str(held)) if action in holder.node.actions]
+    # Health comes after the choice of a shard: a write meant for a node that is away must not go
+    # to one of another shard and begin a second collection of that name there.
+    shards = _by_shard((_shard_of(node), node) for node in able)
+    if holders:
+        shards = _by_shard((holder.info.shard, holder.node) for holder in holders)
+    if len(shards) > 1:
+        choice = [holder.node for holder in holders] or able
         raise BadRequestError(
             f"{len(choice)} nodes {'hold' if holders else 'offer'} "
             f"{held if holders else action!r}; say which: " + _names(choice)
         )
-    [chosen] = choice
+    [replicas] = shards.values()
+    if action == _OF_ONE_COPY and len(replicas) > 1:
+        raise BadRequestError(f"say which node is to be made equal: {_names(replicas)}")
+    chosen = _best(replicas)
     if away := _away(chosen):
         raise away
     return chosen.slug
@@ -70,7 +79,8 @@ def several(
     collection: str | None,
 ) -> Targets:
     """The nodes a fan-out goes to. Named ones are asked whatever their health, once each; of `all`
-    and of a collection's holders, those that cannot be asked now come with the reason.
+    and of a collection's holders, one per shard, those that cannot be asked now come with the
+    reason.
 
     Raises:
         InvalidError: Not exactly one of `nodes`, `all` and `collection`; unknown collection.
@@ -90,7 +100,7 @@ def several(
         listed = [_known(table, name, "nodes") for name in nodes]
         return {node.slug: _inactive(node) for node in listed}
     if collection is not None:
-        return {node.slug: _away(node) for node in _holders(table, action, collection)}
+        return {node.slug: _away(node) for node in _one_of_each_shard(table, action, collection)}
     active = [node for node in _able(table, action) if node.status is Status.ACTIVE]
     if not active:
         raise UnavailableError(f"no node that offers {action!r} is active")
@@ -132,20 +142,40 @@ def _able(table: RouteTable, action: str) -> list[RouteNode]:
     return able
 
 
-def _holders(table: RouteTable, action: str, collection: str) -> list[RouteNode]:
+def _one_of_each_shard(table: RouteTable, action: str, collection: str) -> list[RouteNode]:
+    """A write reaches the other replicas by itself."""
     _able(table, action)
-    holders = [holder.node for holder in table.holders(collection)]
-    if not holders:
+    shards = _by_shard((holder.info.shard, holder.node) for holder in table.holders(collection))
+    if not shards:
         message = f"unknown collection {collection!r}; there are: " + (
             ", ".join(table.collections()) or "none yet"
         )
         raise InvalidError(message, fields={"collection": [message]})
+    if action == _OF_ONE_COPY:
+        return [node for replicas in shards.values() for node in replicas]
+    holders = [_best(replicas) for replicas in shards.values()]
     if action == "index" and len(holders) > 1:
         raise BadRequestError(
-            f"{len(holders)} nodes hold {collection!r}, and each would store the same documents; "
-            f"say which node: {_names(holders)}"
+            f"{len(holders)} shards of {collection!r} are there, and each would store the same "
+            f"documents; say which node: {_names(holders)}"
         )
     return holders
+
+
+def _by_shard(holders: Iterable[tuple[str, RouteNode]]) -> dict[str, list[RouteNode]]:
+    found: dict[str, list[RouteNode]] = {}
+    for shard, node in holders:
+        found.setdefault(shard, []).append(node)
+    return found
+
+
+def _shard_of(node: RouteNode) -> str:
+    return node.shard or next((info.shard for info in node.collections), node.slug)
+
+
+def _best(replicas: Iterable[RouteNode]) -> RouteNode:
+    """Of one shard: the first by name of those that are best to ask."""
+    return min(replicas, key=lambda node: (preference(node), node.slug))
 
 
 def _known(table: RouteTable, node: str, field: str) -> RouteNode:

@@ -9,6 +9,10 @@ from mesh.ports.access import JoinTokenRecord as JoinTokenRecord
 from mesh.ports.access import NodeAccess as NodeAccess
 from mesh.ports.access import RefreshTokenRecord as RefreshTokenRecord
 from mesh.ports.access import TokenStore as TokenStore
+from mesh.ports.action_index import ActionIndex as ActionIndex
+from mesh.ports.action_index import DescriptionStore as DescriptionStore
+from mesh.ports.action_index import KnownAction as KnownAction
+from mesh.ports.action_index import Place as Place
 from mesh.ports.actions import History as History
 from mesh.ports.actions import Journal as Journal
 from mesh.ports.actions import JournalEntry as JournalEntry
@@ -19,6 +23,7 @@ from mesh.ports.bus import Message as Message
 from mesh.ports.bus import Pending as Pending
 from mesh.ports.bus import Subscription as Subscription
 from mesh.ports.clock import Clock as Clock
+from mesh.ports.data import Census as Census
 from mesh.ports.data import Documents as Documents
 from mesh.ports.data import Embedder as Embedder
 from mesh.ports.data import Written as Written
@@ -39,7 +44,18 @@ from mesh.ports.logins import Login as Login
 from mesh.ports.logins import LoginAttempt as LoginAttempt
 from mesh.ports.logins import LoginGrant as LoginGrant
 from mesh.ports.logins import Seedling as Seedling
+from mesh.ports.queue import ActionQueue as ActionQueue
+from mesh.ports.queue import Buried as Buried
+from mesh.ports.queue import QueueDoor as QueueDoor
+from mesh.ports.queue import Waiting as Waiting
 from mesh.ports.registry import Registry as Registry
+from mesh.ports.sagas import OutdatedError as OutdatedError
+from mesh.ports.sagas import SagaLog as SagaLog
+from mesh.ports.sagas import SagaStore as SagaStore
+from mesh.ports.sagas import StoredSaga as StoredSaga
+from mesh.ports.schemas import Check as Check
+from mesh.ports.schemas import CompileSchema as CompileSchema
+from mesh.ports.schemas import Misfits as Misfits
 from mesh.ports.signing import FormerKey as FormerKey
 from mesh.ports.signing import FormerKeys as FormerKeys
 from mesh.ports.signing import Mint as Mint
@@ -53,3 +69,7 @@ from mesh.ports.signing import UnknownKeyError as UnknownKeyError
 from mesh.ports.verbs import Trail as Trail
 from mesh.ports.verbs import Verb as Verb
 from mesh.ports.verbs import VerbProvider as VerbProvider
+from mesh.ports.write_log import MovedOnError as MovedOnError
+from mesh.ports.write_log import ReplicaState as ReplicaState
+from mesh.ports.write_log import WriteLog as WriteLog
+from mesh.ports.write_log import WriteLogArchive as WriteLogArchive

@@ -73,8 +73,16 @@ class Journal(Protocol):
         digest: str,
         accepted_at: int,
         attempts: int = 0,
-    ) -> None:
-        """Remember an action before it runs; `attempts` of its id were refused before."""
+        again: bool = False,
+    ) -> JournalEntry | None:
+        """Remember an action before it runs. Where its id is known nothing is changed, and what is
+        known of it is the answer. With `again` an entry that has ended with attempt number
+        `attempts` begins anew, and no other.
+
+        Raises:
+            UnavailableError: It cannot be written.
+            InvalidError: It cannot be stored, whatever the disk.
+        """
         ...
 
     async def begin(self, action_id: str, attempt: int) -> None:
@@ -84,17 +92,17 @@ class Journal(Protocol):
         ...
 
     async def settle(self, outcome: HistoryRecord) -> None:
-        """Remember how it ended; history has not heard of it yet."""
-        ...
+        """Remember how it ended; history has not heard of it yet.
 
-    async def forget(self, action_id: str) -> None:
-        """Free the id of an action that was refused before it ran (state `cancelled`); one that
-        was accepted again meanwhile is left alone.
+        Raises:
+            NotFoundError: It was never accepted.
         """
         ...
 
-    async def recorded(self, outcome: HistoryRecord) -> None:
-        """History has this outcome; that of a later attempt is another one."""
+    def recorded(self, outcome: HistoryRecord) -> None:
+        """History has this outcome; that of a later attempt is another one. Written some time soon:
+        a crash before that only has it recorded once more, which history does not mind.
+        """
         ...
 
     async def unrecorded(self) -> list[HistoryRecord]:

@@ -47,6 +47,22 @@ class Written(NamedTuple):
     data_version: int
 
 
+class Census(Protocol):
+    """Which documents a collection held at some moment, by id and hash."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all ids and hashes: equal where the contents are."""
+        ...
+
+    def page(self, after: str, limit: int) -> list[tuple[str, str]]:
+        """(id, hash) by id, of those after `after`; empty: from the first one on."""
+        ...
+
+
 class Documents(Protocol):
     """A node's collections on disk."""
 
@@ -92,6 +108,67 @@ class Documents(Protocol):
         Raises:
             InvalidError: Unknown collection.
         """
+        ...
+
+    async def would_index(self, collection: str, documents: Sequence[Document]) -> int:
+        """How many documents `index` would change; nothing is written.
+
+        Raises:
+            InvalidError: As `index`.
+        """
+        ...
+
+    async def would_update(
+        self,
+        collection: str,
+        id: str,  # noqa: A002
+        fields: Mapping[str, Any],
+    ) -> tuple[Document, bool]:
+        """The document as `update` would leave it, and whether it is another one then.
+
+        Raises:
+            InvalidError, NotFoundError: As `update`.
+        """
+        ...
+
+    async def would_delete(
+        self,
+        collection: str,
+        *,
+        ids: Sequence[str] = (),
+        filters: Mapping[str, Any] | None = None,
+    ) -> tuple[str, ...]:
+        """Whom `delete` would remove, in its order.
+
+        Raises:
+            InvalidError: As `delete`.
+        """
+        ...
+
+    async def replace(
+        self,
+        collection: str,
+        *,
+        puts: Sequence[Document] = (),
+        deletes: Sequence[str] = (),
+        columns: Mapping[str, str] | None = None,
+    ) -> Written:
+        """Remove and write documents with distinct ids as another replica did, without judging
+        them: a metadata value that does not fit its column is kept, and cannot be filtered by.
+        Makes the collection if needed, with these columns.
+        """
+        ...
+
+    async def census(self, collection: str) -> Census:
+        """What is there now.
+
+        Raises:
+            InvalidError: Unknown collection.
+        """
+        ...
+
+    def columns(self, collection: str) -> dict[str, str]:
+        """Metadata keys that can be filtered by, and their kinds; empty: no such collection."""
         ...
 
     async def search(

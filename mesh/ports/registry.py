@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from mesh.wire.messages import HistoryQuery, HistoryRecord, NodeRecord, NodeUpdate
+from mesh.wire.messages import NodeRecord, NodeUpdate
 
 
 class Registry(Protocol):
-    """Registered nodes and the searchable copy of the action history, in SQL."""
+    """Registered nodes, in SQL."""
 
     async def nodes(self) -> list[NodeRecord]:
         """All, by slug."""
@@ -55,20 +55,6 @@ class Registry(Protocol):
 
     async def next_epoch(self, *, at_least: int) -> int:
         """A number above all that this database gave before, and not below `at_least`."""
-        ...
-
-    async def history_cursor(self) -> int:
-        """Sequence of the stream up to which history is indexed."""
-        ...
-
-    async def index_history(
-        self, records: Sequence[tuple[int, HistoryRecord]], *, cursor: int
-    ) -> None:
-        """Save records and the cursor in one transaction; a record seen twice changes nothing."""
-        ...
-
-    async def history(self, query: HistoryQuery) -> tuple[list[HistoryRecord], int]:
-        """Newest first, one record per action in its latest state; and how many match."""
         ...
 
     async def close(self) -> None:

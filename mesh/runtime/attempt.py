@@ -11,17 +11,22 @@ import msgspec
 
 from mesh.errors import (
     ActionFailedError,
+    CancelledActionError,
     DeadlineExceededError,
     InternalError,
     InvalidError,
     MeshError,
 )
-from mesh.runtime.sdk import ActionContext, ActionSpec
+from mesh.runtime.action_context import ActionContext
+from mesh.runtime.action_run import Run, Stoppable, StoppedError, TimeIsUpError
+from mesh.runtime.sdk import ActionSpec
 from mesh.types import ActionState
 from mesh.wire import codec
 from mesh.wire.messages import ErrorReply
 
 _MOST_RESULT_BYTES = 1_000_000
+_PASSING = 500
+_ANY_PARAMS = dict[str, Any]
 
 
 class Ended(NamedTuple):
@@ -30,35 +35,75 @@ class Ended(NamedTuple):
     state: ActionState
     result: Any = None
     error: ErrorReply | None = None
+    for_good: bool = False
+    """Its author says that another attempt would be no use."""
 
 
-async def attempt(
-    spec: ActionSpec, params: Mapping[str, Any], context: ActionContext, *, timeout_s: float
-) -> Ended:
-    """Run `spec` once. Raises nothing but the cancellation of whoever waits for it."""
+async def attempt(run: Run, params: Any, context: ActionContext, *, timeout_s: float) -> Ended:
+    """Run it once. Raises nothing but the cancellation of whoever waits for it.
+
+    Args:
+        run: What runs; its `control` is the context's.
+        params: Of the type that the action wants.
+        context: For the action's code.
+        timeout_s: Then somebody calls `Run.expire`.
+    """
     try:
-        async with asyncio.timeout(timeout_s) as limit:
-            return Ended(ActionState.SUCCEEDED, await _run(spec, params, context))
-    except TimeoutError as error:
-        if limit.expired():
-            late = DeadlineExceededError(f"{spec.name} did not finish within {timeout_s:g} s")
-            return Ended(ActionState.EXPIRED, error=codec.error_reply(late))
-        return _failed(_authors(error, context))
+        ended = Ended(ActionState.SUCCEEDED, _plain(await _called(run, params, context)))
+    except StoppedError:
+        return _cancelled(run)
+    except TimeIsUpError:
+        late = DeadlineExceededError(f"{run.spec.name} did not finish within {timeout_s:g} s")
+        return Ended(ActionState.EXPIRED, error=codec.error_reply(late))
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
+            if run.control is not None:
+                run.control.stop()
             raise  # the node stops; it is not the action's doing
-        return _failed(_authors(error, context))
+        ended = _failed(_authors(error, context))
     except MeshError as error:
-        return _failed(error)
+        ended = _failed(error)
+        ended = ended._replace(for_good=error.code < _PASSING and not error.retryable)
     except Exception as error:  # noqa: BLE001 (the author's code may raise anything)
-        return _failed(_authors(error, context))
+        ended = _failed(_authors(error, context))
+    if run.cancelled_by and run.control is not None and run.control.noticed:
+        return _cancelled(run, ended)
+    return ended
 
 
-def check_params(spec: ActionSpec, params: Mapping[str, object]) -> None:
-    """Raises InvalidError with `fields` named `params.<field>`."""
+async def _called(run: Run, params: Any, context: ActionContext) -> Any:
+    """A thread cannot be stopped: what it does is done, so its end is waited for, unless its time
+    is up.
+    """
+    threaded = run.spec.threaded
+    with Stoppable(run, stops=not threaded, expires=True):
+        try:
+            return await run.spec.run(params, context)
+        finally:
+            if run.hits and not threaded and run.control is not None:
+                run.control.stopped()  # it heard, whatever it made of it
+
+
+def _cancelled(run: Run, ended: Ended | None = None) -> Ended:
+    """It knew that it should stop when it ended: its result, if any, may be half of one."""
+    why = f"cancelled by {run.cancelled_by}"
+    if ended is not None and ended.error is not None:
+        why = f"{why}; it ended with {ended.error.message}"
+    error = codec.error_reply(CancelledActionError(why))
+    return Ended(ActionState.CANCELLED, None if ended is None else ended.result, error)
+
+
+def check_params(spec: ActionSpec, params: Mapping[str, object]) -> Any:
+    """Parameters as the type that the action wants.
+
+    Raises:
+        InvalidError: `fields` are named `params.<field>`.
+    """
+    if spec.params == _ANY_PARAMS:
+        return params  # what every request has
     try:
-        codec.convert(params, spec.params)
+        return codec.convert(params, spec.params)
     except InvalidError as error:
         named = {
             "params" if field == "body" else f"params.{field}": messages
@@ -69,10 +114,6 @@ def check_params(spec: ActionSpec, params: Mapping[str, object]) -> None:
 
 def _failed(error: MeshError) -> Ended:
     return Ended(ActionState.FAILED, error=codec.error_reply(error))
-
-
-async def _run(spec: ActionSpec, params: Mapping[str, Any], context: ActionContext) -> Any:
-    return _plain(await spec.run(codec.convert(params, spec.params), context))
 
 
 def _plain(value: object) -> Any:

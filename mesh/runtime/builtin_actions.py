@@ -1,21 +1,40 @@
-"""The actions every node with collections offers: index, update, delete, drop."""
+"""The actions every node with collections offers: index, update, delete, drop, sync.
+
+Where other nodes hold the shard too, a write is first found out (what becomes of which document),
+then ordered in the shard's log; see `mesh.runtime.replication`.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from mesh.core import documents as rules
+from mesh.core.replication import deletions
 from mesh.errors import InvalidError
 from mesh.ports import Documents, Written
-from mesh.runtime.sdk import ActionContext, ActionSpec
-from mesh.wire.messages import MAX_BATCH, CollectionName, DocumentId, Filter
+from mesh.runtime.action_context import ActionContext
+from mesh.runtime.replication import Replica
+from mesh.runtime.sdk import ActionSpec
+from mesh.runtime.shard_writes import Planned
+from mesh.wire.messages import (
+    MAX_BATCH,
+    Change,
+    CollectionName,
+    Document,
+    DocumentId,
+    Filter,
+    Token,
+)
 
 _LONGEST_WRITE_S = 600.0
+_LONGEST_SYNC_S = 24 * 3600.0
+
+Run = Callable[[Any, ActionContext], Awaitable[dict[str, Any]]]
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,28 +66,67 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     collection: CollectionName
 
 
+class Sync(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Make this copy equal to another node's."""
+
+    source: Token = msgspec.field(name="from")
+    collection: CollectionName | None = None
+    """None: all."""
+
+
 def builtin_actions(
-    documents: Documents, *, changed: Callable[[str], None]
+    documents: Documents, *, changed: Callable[[str], None], replica: Replica | None = None
 ) -> dict[str, ActionSpec]:
     """The specs, bound to a node's documents.
 
     Args:
         documents: Where they read and write.
         changed: Told the name of each collection that was written.
+        replica: Brings writes to the other holders of the shard; None: there never are any.
     """
+    writers = _writers(documents, changed)
+    if replica is not None:
+        writers = _replicated(writers, _plans(documents), changed, replica)
+    index, update, delete, drop = (writers[name] for name in ("index", "update", "delete", "drop"))
+    specs = [
+        _builtin("index", index, Index, "Upsert documents by id, all or nothing"),
+        _builtin("update", update, Update, "Merge fields into one document"),
+        _builtin("delete", delete, Delete, "Remove documents by id or by filter"),
+        _builtin("drop", drop, Drop, "Remove a collection with all its documents"),
+    ]
+    if replica is not None:
+        what = "Make this copy of a shard equal to another node's"
+        specs.append(_builtin("sync", _syncing(replica), Sync, what, timeout_s=_LONGEST_SYNC_S))
+    return {spec.name: spec for spec in specs}
+
+
+def _batch(params: Index, context: ActionContext) -> tuple[Document, ...]:
+    """Ids that are missing follow from the action's: a second attempt makes no second copy."""
+    serial = itertools.count()
+    return rules.batch(
+        params.documents,
+        new_id=lambda: f"{context.id}-{next(serial)}",
+        field="params.documents",
+    )
+
+
+def _check_delete(params: Delete) -> None:
+    if bool(params.ids) == bool(params.filter):
+        message = "give either ids or a filter"
+        raise InvalidError(message, fields={"params.ids": [message]})
+
+
+# -- where nobody else holds the shard -------------------------------------------------------------
+
+
+def _writers(documents: Documents, changed: Callable[[str], None]) -> dict[str, Run]:
 
     def written(collection: str, done: Written) -> int:
         changed(collection)
         return done.data_version
 
     async def index(params: Index, context: ActionContext) -> dict[str, Any]:
-        # Ids that are missing follow from the action's: a second attempt makes no second copy.
-        serial = itertools.count()
-        batch = rules.batch(
-            params.documents,
-            new_id=lambda: f"{context.id}-{next(serial)}",
-            field="params.documents",
-        )
+        batch = _batch(params, context)
         done = await documents.index(params.collection, batch)
         return {
             "indexed": len(batch),
@@ -86,9 +144,7 @@ def builtin_actions(
         }
 
     async def delete(params: Delete, _context: ActionContext) -> dict[str, Any]:
-        if bool(params.ids) == bool(params.filter):
-            message = "give either ids or a filter"
-            raise InvalidError(message, fields={"params.ids": [message]})
+        _check_delete(params)
         done = await documents.delete(
             params.collection, ids=params.ids, filters=params.filter or None
         )
@@ -103,24 +159,86 @@ def builtin_actions(
         changed(params.collection)
         return {"dropped": params.collection}
 
-    return {
-        spec.name: spec
-        for spec in (
-            _builtin("index", index, Index, "Upsert documents by id, all or nothing"),
-            _builtin("update", update, Update, "Merge fields into one document"),
-            _builtin("delete", delete, Delete, "Remove documents by id or by filter"),
-            _builtin("drop", drop, Drop, "Remove a collection with all its documents"),
+    return {"index": index, "update": update, "delete": delete, "drop": drop}
+
+
+# -- where others hold it too ----------------------------------------------------------------------
+
+
+def _plans(documents: Documents) -> dict[str, Callable[[Any, ActionContext], Awaitable[Planned]]]:
+    """What each write comes to, found out on a copy that has all writes before it."""
+
+    async def index(params: Index, context: ActionContext) -> Planned:
+        batch = _batch(params, context)
+        different = await documents.would_index(params.collection, batch)
+        return Planned([Change(collection=params.collection, puts=list(batch))], different)
+
+    async def update(params: Update, _context: ActionContext) -> Planned:
+        new, different = await documents.would_update(params.collection, params.id, params.fields)
+        return Planned([Change(collection=params.collection, puts=[new])], int(different))
+
+    async def delete(params: Delete, _context: ActionContext) -> Planned:
+        _check_delete(params)
+        found = await documents.would_delete(
+            params.collection, ids=params.ids, filters=params.filter or None
         )
-    }
+        return Planned(deletions(params.collection, found), len(found))
+
+    async def drop(params: Drop, _context: ActionContext) -> Planned:
+        if params.collection not in {info.name for info in documents.collections()}:
+            await documents.drop(params.collection)  # it says what there is
+        return Planned([Change(collection=params.collection, drop=True)], 0)
+
+    return {"index": index, "update": update, "delete": delete, "drop": drop}
 
 
-def _builtin(name: str, run: Any, params: Any, description: str) -> ActionSpec:
+def _replicated(
+    direct: Mapping[str, Run],
+    plans: Mapping[str, Callable[[Any, ActionContext], Awaitable[Planned]]],
+    changed: Callable[[str], None],
+    replica: Replica,
+) -> dict[str, Run]:
+    def bound(name: str) -> Run:
+        async def run(params: Any, context: ActionContext) -> dict[str, Any]:
+            if not replica.logged:
+                async with replica.direct():
+                    return await direct[name](params, context)
+            digest = rules.content_hash(name, msgspec.to_builtins(params))
+            answer = await replica.write(
+                context.id, name, digest, lambda: plans[name](params, context)
+            )
+            changed(params.collection)
+            return answer
+
+        return run
+
+    return {name: bound(name) for name in direct}
+
+
+def _syncing(replica: Replica) -> Run:
+    async def sync(params: Sync, context: ActionContext) -> dict[str, Any]:
+        copied = await replica.sync(params.source, params.collection or "", context.progress)
+        return {
+            "from": params.source,
+            "collections": copied.collections,
+            "compared": copied.compared,
+            "fetched": copied.fetched,
+            "deleted": copied.deleted,
+            "sequence": copied.position.sequence,
+        }
+
+    return sync
+
+
+def _builtin(
+    name: str, run: Any, params: Any, description: str, *, timeout_s: float = _LONGEST_WRITE_S
+) -> ActionSpec:
     return ActionSpec(
         name=name,
         run=run,
         params=params,
         description=description,
-        timeout_s=_LONGEST_WRITE_S,
+        timeout_s=timeout_s,
         idempotent=True,
         builtin=True,
     )

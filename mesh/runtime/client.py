@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -10,23 +10,19 @@ import msgspec
 from uuid_utils import uuid7
 
 from mesh.config import MeshConfig
-from mesh.core import targets
 from mesh.core.route_table import RouteTable
-from mesh.errors import BadRequestError, InvalidError, NotFoundError
-from mesh.ports import Bus, Clock
+from mesh.errors import InvalidError, NotFoundError
+from mesh.ports import Bus, Clock, QueueDoor
 from mesh.runtime.access_api import AccessApi
+from mesh.runtime.actions_api import ActionsApi
 from mesh.runtime.caller import Caller
-from mesh.runtime.fan_out import fan_out
 from mesh.runtime.federation import Federation
 from mesh.runtime.peers import Group
-from mesh.runtime.registry_api import RegistryApi
 from mesh.runtime.routes import Routes
+from mesh.runtime.sagas_api import SagasApi
 from mesh.types import MergeStrategy, Require, SearchMode
-from mesh.wire import codec, subjects
+from mesh.wire import codec
 from mesh.wire.messages import (
-    ActionRequest,
-    ActionResult,
-    FanOutResult,
     PingRequest,
     PingResult,
     SearchRequest,
@@ -39,21 +35,36 @@ _PING = PingRequest()
 _NAMES = {"options.collections", "options.nodes"}
 
 
-class MeshClient(RegistryApi):
+class MeshClient(ActionsApi):
     """Searches, actions and the registry. Made by `mesh.connect`; use it as a context manager.
 
     It keeps the last route table it heard and goes on when no master answers; without any it finds
     the nodes by `$SRV.INFO`.
     """
 
-    def __init__(self, bus: Bus, config: MeshConfig, clock: Clock) -> None:
+    def __init__(
+        self, bus: Bus, config: MeshConfig, clock: Clock, *, queue: QueueDoor | None = None
+    ) -> None:
+        """Args:
+        bus: Open; the client closes it.
+        config: Settings.
+        clock: Time.
+        queue: Where actions wait for nodes that are away; None: none can be queued.
+        """
         self._bus = bus
-        self._config = config
-        self._clock = clock
-        super().__init__(Caller(bus, clock, config))
-        self._routes = Routes(bus, self._caller, clock)
+        caller = Caller(bus, clock, config)
+        super().__init__(
+            caller,
+            Routes(bus, caller, clock),
+            queue,
+            identity=bus.identity,
+            config=config,
+            clock=clock,
+        )
         self.access = AccessApi(self._caller)
         """Keys and tokens."""
+        self.sagas = SagasApi(self._caller, clock)
+        """Several actions, or none of them."""
         self._federation = Federation(self._caller, clock)
         self._shards: tuple[RouteTable, dict[str, Group]] = (self.routes, {})
         """Who answers pings for a shard, by that table."""
@@ -89,7 +100,7 @@ class MeshClient(RegistryApi):
         """Whether the broker is there right now."""
         return self._bus.connected
 
-    # -- search and actions ------------------------------------------------------------------------
+    # -- search ------------------------------------------------------------------------------------
 
     async def search(
         self,
@@ -178,116 +189,7 @@ class MeshClient(RegistryApi):
             request = msgspec.structs.replace(request, options=options)
             return await self._federation.search(request, self.routes)
 
-    async def run_action(
-        self,
-        action: str,
-        params: Mapping[str, Any] | None = None,
-        *,
-        node: str | None = None,
-        id: str | None = None,  # noqa: A002
-        timeout_s: float | None = None,
-        on_behalf: str = "",
-    ) -> ActionResult:
-        """Run an action on a node and wait for its outcome.
-
-        Args:
-            action: Its name.
-            params: JSON object; checked by the node against the action's type.
-            node: Slug; None where, of all registered nodes, exactly one holds the collection in
-                `params` or, if none does, exactly one offers the action.
-            id: Idempotency key: the same id runs once, however often it is asked.
-            timeout_s: How long to wait; the action itself goes on.
-            on_behalf: Whom a gateway, master or bridge speaks for: history names them instead of
-                the caller. Nodes ignore it from anybody else.
-
-        Raises:
-            BadRequestError: Unknown action, or not exactly one node qualifies.
-            NotFoundError: Unknown node.
-            InvalidError: Parameters that do not fit.
-            ConflictError: The id was used with other parameters.
-            ActionFailedError: It ran and failed.
-            UnavailableError, DeadlineExceededError: It may or may not have run; ask again with
-                the same id.
-        """
-        subjects.token(action, "action")
-        body = dict(params or {})
-        wait_s = self._action_timeout_s(timeout_s)
-        began = self._clock.monotonic()
-        target = await self._chosen(lambda: targets.one(self.routes, action, body, node), wait_s)
-        request = ActionRequest(
-            id=id or str(uuid7()), action=action, params=body, on_behalf=on_behalf
-        )
-        left_s = self._left_s(began, wait_s)
-        return await self._caller.action(target, action, request, ActionResult, left_s)
-
-    async def fan_out(
-        self,
-        action: str,
-        params: Mapping[str, Any] | None = None,
-        *,
-        nodes: Sequence[str] | None = None,
-        all: bool = False,  # noqa: A002
-        collection: str | None = None,
-        id: str | None = None,  # noqa: A002
-        timeout_s: float | None = None,
-        parallel: int = 10,
-        on_behalf: str = "",
-    ) -> FanOutResult:
-        """Run an action on several nodes and wait for all of their outcomes: exactly one of
-        `nodes`, `all` and `collection` says on which. A node that fails or is away is told of in
-        its item of the result; whatever is raised was raised before anything was sent.
-
-        Args:
-            action: Its name.
-            params: JSON object, the same for every node.
-            nodes: Slugs; one that is named twice runs it once.
-            all: Every registered, active node that offers the action.
-            collection: Every node that holds it, all replicas of a shard among them.
-            id: Idempotency key: each node runs `<id>.<node>` once, however often it is asked.
-            timeout_s: How long to wait for each node, from when it is asked.
-            parallel: How many nodes are asked at a time.
-            on_behalf: As in `run_action`.
-
-        Raises:
-            InvalidError: Not exactly one of the three, an unknown collection, an id that is too
-                long.
-            NotFoundError: Unknown node in `nodes`.
-            BadRequestError: Nobody offers the action; or `index` by a collection that several
-                nodes hold, which would store the same documents on each.
-            UnavailableError: None of the nodes that offer it is active.
-        """
-        subjects.token(action, "action")
-        if parallel < 1:
-            message = "must be at least 1"
-            raise InvalidError(f"parallel: {message}", fields={"parallel": [message]})
-        wait_s = self._action_timeout_s(timeout_s)
-        chosen = await self._chosen(
-            lambda: targets.several(
-                self.routes, action, nodes=nodes, all=all, collection=collection
-            ),
-            wait_s,
-        )
-        request = ActionRequest(
-            id=id or str(uuid7()), action=action, params=dict(params or {}), on_behalf=on_behalf
-        )
-        return await fan_out(self._caller, request, chosen, timeout_s=wait_s, parallel=parallel)
-
-    async def _chosen(self, choose: Callable[[], T], within_s: float) -> T:
-        """What `choose` gives, once more with the newest table if ours does not have it."""
-        try:
-            return choose()
-        except (BadRequestError, NotFoundError, InvalidError) as error:
-            if isinstance(error, InvalidError) and "collection" not in error.fields:
-                raise
-            await self._routes.learn(within_s)
-            return choose()
-
-    def _left_s(self, began: float, timeout_s: float) -> float:
-        """Of a request that began then (monotonic s); never below 0."""
-        return max(0.0, timeout_s - (self._clock.monotonic() - began))
-
-    def _action_timeout_s(self, timeout_s: float | None) -> float:
-        return self._config.routing.request_timeout_s if timeout_s is None else timeout_s
+    # -- signs of life -----------------------------------------------------------------------------
 
     async def ping(self, node: str, *, timeout_s: float = 1.0) -> tuple[PingResult, float]:
         """Ask a node for a sign of life, whatever is thought of it; with the round trip in

@@ -100,10 +100,13 @@ class Discovery:
 
     def _info(self) -> dict[str, Any]:
         beat = self._compose()
-        metadata = {_CARD: codec.encode(beat).decode()} | {
-            f"mesh.action.{spec.name}": codec.encode(spec.schema()).decode()
-            for spec in self._actions.values()
-        }
+        metadata = {_CARD: codec.encode(beat).decode()}
+        for offered in (spec.describe() for spec in self._actions.values()):
+            metadata[f"mesh.action.{offered.name}"] = codec.encode(offered.params).decode()
+            if offered.result is not None:
+                metadata[f"mesh.action.{offered.name}.result"] = codec.encode(
+                    offered.result
+                ).decode()
         return self._who("info", beat) | {
             "description": f"nodemesh node {beat.name or self._node}",
             "metadata": metadata,

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+import random
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
@@ -21,27 +21,32 @@ from uuid_utils import uuid7
 from mesh.core.targets import check_id
 from mesh.errors import (
     BadRequestError,
+    ConfigError,
     ConflictError,
     DeadlineExceededError,
-    InterruptedActionError,
     MeshError,
-    TooLargeError,
-    UnavailableError,
+    NotFoundError,
 )
 from mesh.ports import Clock, History, Journal, JournalEntry
+from mesh.runtime import action_records as records
+from mesh.runtime.action_context import ActionContext, Control
+from mesh.runtime.action_ledger import Ledger
+from mesh.runtime.action_run import Alarms, Run, Stoppable, StoppedError
+from mesh.runtime.attempt import Ended, check_params
 from mesh.runtime.attempt import attempt as run_attempt
-from mesh.runtime.attempt import check_params
 from mesh.runtime.background import Background
-from mesh.runtime.sdk import ActionContext, ActionSpec
+from mesh.runtime.sdk import ActionSpec
+from mesh.runtime.turns import Turns
 from mesh.types import ActionState
-from mesh.wire import codec
-from mesh.wire.messages import ActionRequest, ActionResult, ErrorReply, HistoryRecord
+from mesh.wire.messages import ActionProgress, ActionRequest, HistoryRecord
 
 log = structlog.get_logger()
 
-_HISTORY_TIMEOUT_S = 3.0
-_RETRY_FIRST_S, _RETRY_MOST_S = 0.1, 2.0
-_MOST_PARAMS_BYTES = 4096
+_LONGEST_BACKOFF_S = 60.0
+
+
+def _drops(_progress: ActionProgress) -> None:
+    """Where nobody wants to know."""
 
 
 class Executor:
@@ -56,37 +61,65 @@ class Executor:
         history: History,
         clock: Clock,
         default_timeout_s: float,
+        on_progress: Callable[[ActionProgress], None] = _drops,
+        chance: Callable[[], float] | None = None,
     ) -> None:
+        """Args:
+        node: Its slug.
+        actions: What it offers, by name.
+        journal: The node's own disk.
+        history: Everybody's.
+        clock: Time.
+        default_timeout_s: Of an action that does not say.
+        on_progress: Hears what actions tell of themselves.
+        chance: A number in [0, 1) each time; None: random.
+        """
         self._node = node
         self._actions = actions
         self._journal = journal
-        self._history = history
+        self._ledger = Ledger(journal, history, clock)
         self._clock = clock
         self._default_timeout_s = default_timeout_s
+        self._on_progress = on_progress
+        self._chance = chance or random.Random().random  # noqa: S311 (spreads retries)
         self.expired = 0
         """Requests that came in time, and were too late when they could begin."""
-        self._running: dict[str, asyncio.Task[HistoryRecord]] = {}
-        self._digests: dict[str, str] = {}
-        self._unrecorded = asyncio.Event()
+        self._running: dict[str, Run] = {}
+        self._turns = {
+            spec.name: Turns(spec.concurrency) for spec in actions.values() if spec.concurrency
+        }
+        self._alarms = Alarms()
         self._background = Background(clock)
 
     # -- life --------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Deal with what a crash left behind, then keep history up to date."""
+        """Deal with what a crash left behind, then keep history up to date.
+
+        Raises:
+            ConfigError: An action is to be undone by one that there is not.
+        """
+        for one in self._actions.values():
+            if one.compensate and one.compensate not in self._actions:
+                raise ConfigError(
+                    f"action {one.name!r}: compensate={one.compensate!r} is no action of this "
+                    "node; it offers: " + ", ".join(sorted(self._actions))
+                )
         for entry in await self._journal.unsettled():
             spec = self._actions.get(entry.request.action)
             if spec is not None and _may_run_again(spec, entry):
                 log.info("mesh.action.run_again", id=entry.request.id, action=entry.request.action)
-                self._launch(entry.request, spec, entry)
+                self._launch(entry.request, spec, records.fingerprint_of(entry.request), entry)
             else:
                 await self._journal.settle(self._interrupted(entry))
-        self._unrecorded.set()
-        self._background.repeat("record leftovers", self._record_leftovers)
+        self._ledger.leave()
+        self._background.repeat(
+            "record leftovers", lambda: self._ledger.record_leftovers(self._running)
+        )
 
     async def stop(self) -> None:
         """Cancel what still runs: it ends `interrupted` or runs again at the next start."""
-        tasks = list(self._running.values())
+        tasks = [run.task for run in self._running.values() if run.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -95,12 +128,14 @@ class Executor:
     # -- requests ----------------------------------------------------------------------------------
 
     async def execute(self, request: ActionRequest, caller: str) -> bytes:
-        """Run an action once, whoever asks how often; the encoded reply.
+        """Run an action once, whoever asks how often; the encoded reply. With `cancel`, stop it.
 
         Raises:
             BadRequestError: No such action here.
             InvalidError: Parameters that do not fit; nothing ran.
-            ConflictError: The id was used with other parameters.
+            ConflictError: The id was used with other parameters; or it has ended, and cannot be
+                stopped.
+            NotFoundError: Nothing to stop.
             DeadlineExceededError: Expired before it began; nothing ran.
             UnavailableError: History cannot record it; nothing ran.
         """
@@ -110,264 +145,256 @@ class Executor:
                 f"unknown action {request.action!r}; {self._node} offers: "
                 + ", ".join(sorted(self._actions))
             )
+        who = request.on_behalf or caller
+        if request.cancel:
+            return await self._cancel(request, who)
         if not request.id:
             request = msgspec.structs.replace(request, id=str(uuid7()))
         check_id(request.id)
-        check_params(spec, request.params)
-        digest = digest_of(request)
-        task = self._running.get(request.id)
-        if task is not None:
-            self._same(request, digest, self._digests[request.id])
+        params = check_params(spec, request.params)
+        fingerprint = records.fingerprint_of(request)
+        run = self._running.get(request.id)
+        if run is not None:
+            records.check_same(request, fingerprint.digest, run.fingerprint.digest)
         else:
-            task = self._launch(request, spec, None, caller=caller, digest=digest)
-        # The action goes on if this caller gives up: its outcome answers the next one.
-        return reply_to(await asyncio.shield(task))
+            run = self._launch(request, spec, fingerprint, caller=who, params=params)
+        return records.reply_to(await run.end())
 
-    async def repeats(self, action_id: str) -> bool:
-        """Whether `execute` under this id would run nothing new: it runs already, or has run.
+    async def _cancel(self, request: ActionRequest, by: str) -> bytes:
+        """Only what is of the same action: who may run that may stop it, and no other."""
+        check_id(request.id)
+        run = self._running.get(request.id)
+        if run is not None and run.request.action == request.action:
+            run.cancel(by)
+            return records.reply_to(await run.end())
+        known = await self._journal.find(request.id)
+        if known is None or known.request.action != request.action:
+            raise NotFoundError(f"{self._node} knows no {request.action} {request.id!r}")
+        raise ConflictError(f"{request.action} {request.id!r} has ended: {known.state}")
+
+    async def repeats(self, request: ActionRequest) -> bool:
+        """Whether `execute` would run nothing new: it runs already, or has run, or is to stop.
 
         Raises:
             UnavailableError: The journal cannot be read.
         """
-        if not action_id:
-            return False
-        if action_id in self._running:
+        if request.cancel or request.id in self._running:
             return True
-        known = await self._journal.find(action_id)
+        known = await self._journal.find(request.id) if request.id else None
         return (
             known is not None
             and known.outcome is not None
-            and (known.state is not ActionState.CANCELLED)
+            and not records.was_refused(known)
+            and not records.may_try_again(known, request)
         )
 
     def _launch(
         self,
         request: ActionRequest,
         spec: ActionSpec,
-        entry: JournalEntry | None,
+        fingerprint: records.Fingerprint,
+        entry: JournalEntry | None = None,
         *,
         caller: str = "",
-        digest: str = "",
-    ) -> asyncio.Task[HistoryRecord]:
-        known = entry.digest if entry is not None else digest
-        run = self._resume(spec, entry) if entry else self._admit(request, spec, caller, known)
-        task = asyncio.get_running_loop().create_task(run)
-        self._running[request.id] = task
-        self._digests[request.id] = known
-        task.add_done_callback(lambda done: self._finished(request.id, done))
-        return task
+        params: object = None,
+    ) -> Run:
+        run = Run(request, spec, fingerprint)
+        work = self._resume(run, entry) if entry else self._admit(run, caller, params)
+        run.task = asyncio.get_running_loop().create_task(work)
+        self._running[request.id] = run
+        run.task.add_done_callback(lambda done: self._finished(run, done))
+        return run
 
-    def _finished(self, action_id: str, task: asyncio.Task[HistoryRecord]) -> None:
-        self._running.pop(action_id, None)
-        self._digests.pop(action_id, None)
+    def _finished(self, run: Run, task: asyncio.Task[HistoryRecord]) -> None:
+        self._running.pop(run.request.id, None)
+        run.ended(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # Everyone who waits gets it; nobody may be waiting any more.
-            log.debug("mesh.action.refused", id=action_id, error=str(error))
+            log.debug("mesh.action.refused", id=run.request.id, error=str(error))
 
-    def _same(self, request: ActionRequest, digest: str, known: str) -> None:
-        if digest != known:
-            raise ConflictError(
-                f"the id {request.id!r} was used for another action or other parameters; "
-                "choose a new one"
-            )
+    # -- from request to outcome -------------------------------------------------------------------
 
-    async def _admit(
-        self, request: ActionRequest, spec: ActionSpec, caller: str, digest: str
-    ) -> HistoryRecord:
-        earlier = 0
-        known = await self._journal.find(request.id)
-        if known is not None:
-            self._same(request, digest, known.digest)
-            if known.state is not ActionState.CANCELLED:
-                return await self._again(spec, known)
-            earlier = known.attempt  # refused before it ran
-            await self._journal.forget(request.id)
+    async def _admit(self, run: Run, caller: str, params: object) -> HistoryRecord:
+        request = run.request
         now = self._clock.unix_ms()
         if request.deadline and now >= request.deadline:
-            self.expired += 1
-            why = "the request had expired before it began; nothing ran"
-            raise DeadlineExceededError(why, fields={"deadline": [why]})
-        who = request.on_behalf or caller
-        accepted = self._record_of(
-            request, digest, who, ActionState.ACCEPTED, now, attempt=earlier + 1
-        )
-        await self._journal.accept(
-            request, caller=who, digest=digest, accepted_at=now, attempts=earlier
-        )
-        try:
-            await self._history.append(accepted, timeout_s=_HISTORY_TIMEOUT_S)
-        except MeshError as error:
-            await self._refuse(accepted)
-            raise UnavailableError(
-                f"the action history is away, so nothing was run: {error}", retry_after_ms=1000
-            ) from error
-        return await self._run(request, spec, accepted, attempt=earlier + 1)
+            known = await self._journal.find(request.id)
+            if known is None:
+                raise self._late()
+        else:
+            accepted = self._accepted(run, caller, now, attempt=request.retry + 1)
+            known = await self._ledger.accept(request, accepted)
+            if known is None:
+                return await self._attempts(run, accepted, params)
+        records.check_same(request, run.fingerprint.digest, known.digest)
+        return await self._again(run, caller, known)
 
-    async def _again(self, spec: ActionSpec, known: JournalEntry) -> HistoryRecord:
-        """An id that was used before: its outcome, or the end of what was left half-way."""
-        if known.outcome is not None:
-            if not known.recorded:
-                await self._record(known.outcome)
-            return known.outcome
-        if _may_run_again(spec, known):
-            return await self._resume(spec, known)
-        return await self._settle(self._interrupted(known))
+    async def _again(self, run: Run, caller: str, known: JournalEntry) -> HistoryRecord:
+        """An id that was used before: its outcome, the end of what was left half-way, or another
+        attempt where that was asked for.
+        """
+        if known.outcome is None:
+            if _may_run_again(run.spec, known):
+                return await self._resume(run, known)
+            return await self._ledger.settle(self._interrupted(known))
+        if records.was_refused(known) or records.may_try_again(known, run.request):
+            now, deadline = self._clock.unix_ms(), run.request.deadline
+            if deadline and now >= deadline:
+                raise self._late()
+            attempt = max(known.attempt, run.request.retry) + 1
+            accepted = self._accepted(run, caller, now, attempt=attempt)
+            await self._ledger.accept(run.request, accepted, known=known)
+            return await self._attempts(run, accepted, None)
+        if not known.recorded:
+            await self._ledger.record(known.outcome)
+        return known.outcome
 
-    async def _refuse(self, accepted: HistoryRecord) -> None:
-        """It may be stored although its acknowledgement is missing: say that nothing ran."""
-        await self._journal.settle(
-            msgspec.structs.replace(
-                accepted,
-                state=ActionState.CANCELLED,
-                at=self._clock.unix_ms(),
-                error=ErrorReply(
-                    code=503, kind="unavailable", message="refused: the history was away"
-                ),
-            )
-        )
-        self._unrecorded.set()
-
-    async def _resume(self, spec: ActionSpec, entry: JournalEntry) -> HistoryRecord:
-        accepted = self._record_of(
-            entry.request,
-            entry.digest,
-            entry.caller,
-            ActionState.ACCEPTED,
-            entry.accepted_at,
-            attempt=entry.attempt + 1,
-        )
-        await self._store(accepted)  # the crash may have come before it was
-        deadline = entry.request.deadline
+    async def _resume(self, run: Run, entry: JournalEntry) -> HistoryRecord:
+        run.request = request = entry.request
+        accepted = self._accepted(run, entry.caller, entry.accepted_at, attempt=entry.attempt + 1)
+        await self._ledger.store(accepted)  # the crash may have come before it was
         begun = entry.state is not ActionState.ACCEPTED
-        if not begun and deadline and self._clock.unix_ms() >= deadline:
-            late = DeadlineExceededError("the node was down until it had expired; nothing ran")
-            outcome = msgspec.structs.replace(
-                accepted,
-                state=ActionState.EXPIRED,
-                at=self._clock.unix_ms(),
-                error=codec.error_reply(late),
+        now = self._clock.unix_ms()
+        if not begun and request.deadline and now >= request.deadline:
+            why = "the node was down until it had expired"
+            return await self._ledger.settle(records.too_late(accepted, now, why))
+        return await self._attempts(run, accepted, None)
+
+    async def _attempts(self, run: Run, accepted: HistoryRecord, params: object) -> HistoryRecord:
+        """As many as it takes and its author allows; `params` are good for the first."""
+        spec, left = run.spec, run.spec.retries
+        while True:
+            outcome, again = await self._attempt(run, accepted, params)
+            if not again or not left:
+                break
+            left -= 1
+            pause_s = self._pause_s(spec, tries=spec.retries - left)
+            deadline = run.request.deadline
+            if deadline and self._clock.unix_ms() + pause_s * 1000 >= deadline:
+                break  # nobody waits that long
+            await self._ledger.store(msgspec.structs.replace(outcome, final=False))
+            accepted = self._accepted(
+                run, accepted.caller, self._clock.unix_ms(), attempt=accepted.attempt + 1
             )
-            return await self._settle(outcome)
-        return await self._run(entry.request, spec, accepted, attempt=entry.attempt + 1)
+            try:
+                with Stoppable(run):
+                    await self._clock.sleep(pause_s)
+            except StoppedError:
+                now = self._clock.unix_ms()
+                outcome = records.cancelled(accepted, now, run.cancelled_by)
+                break
+            await self._ledger.store(accepted)
+            params = None
+        return await self._ledger.settle(outcome)
 
-    # -- running -----------------------------------------------------------------------------------
+    async def _attempt(
+        self, run: Run, accepted: HistoryRecord, params: object
+    ) -> tuple[HistoryRecord, bool]:
+        """How it ended, and whether another one might end better."""
+        turns = self._turns.get(run.spec.name)
+        try:
+            with Stoppable(run):
+                waited = turns is None or await turns.take(self._clock, within_s=self._left(run))
+        except StoppedError:
+            return records.cancelled(accepted, self._clock.unix_ms(), run.cancelled_by), False
+        if not waited:
+            why = f"others of {run.spec.name} ran until it had expired"
+            return records.too_late(accepted, self._clock.unix_ms(), why), False
+        try:
+            return await self._begin(run, accepted, params)
+        finally:
+            if turns is not None:
+                turns.leave()
 
-    async def _run(
-        self, request: ActionRequest, spec: ActionSpec, accepted: HistoryRecord, *, attempt: int
-    ) -> HistoryRecord:
-        await self._journal.begin(request.id, attempt)
+    async def _begin(
+        self, run: Run, accepted: HistoryRecord, params: object
+    ) -> tuple[HistoryRecord, bool]:
+        request, spec = run.request, run.spec
+        await self._ledger.begin(accepted)
+        if params is None:
+            params = check_params(spec, request.params)
+        loop = asyncio.get_running_loop()
+        run.control = Control(
+            lambda fraction, note: self._tell(run, fraction, note),
+            loop=loop,
+            now=self._clock.monotonic,
+        )
         context = ActionContext(
             id=request.id,
             node=self._node,
             caller=accepted.caller,
-            attempt=attempt,
+            attempt=accepted.attempt,
             deadline=request.deadline,
-            log=log.bind(action=request.action, id=request.id),
+            action=request.action,
+            _control=run.control,
         )
         began = self._clock.monotonic()
         timeout_s = spec.timeout_s or self._default_timeout_s
-        ended = await run_attempt(spec, request.params, context, timeout_s=timeout_s)
-        outcome = msgspec.structs.replace(
+        run.late = False
+        done = self._alarms.set(timeout_s, run.expire)
+        try:
+            ended = await run_attempt(run, params, context, timeout_s=timeout_s)
+        finally:
+            done()
+            run.control.end()
+            run.control = None
+        outcome = self._outcome(accepted, ended, self._clock.monotonic() - began)
+        badly = ended.state in {ActionState.FAILED, ActionState.EXPIRED}
+        return outcome, badly and not ended.for_good and not run.cancelled_by
+
+    # -- words -------------------------------------------------------------------------------------
+
+    def _accepted(self, run: Run, caller: str, at: int, *, attempt: int) -> HistoryRecord:
+        return records.record_of(
+            run.request, run.fingerprint, node=self._node, caller=caller, at=at, attempt=attempt
+        )
+
+    def _outcome(self, accepted: HistoryRecord, ended: Ended, took_s: float) -> HistoryRecord:
+        return msgspec.structs.replace(
             accepted,
             state=ended.state,
             at=self._clock.unix_ms(),
-            attempt=attempt,
-            duration_ms=round((self._clock.monotonic() - began) * 1000, 3),
+            duration_ms=round(took_s * 1000, 3),
             result=ended.result,
             error=ended.error,
         )
-        return await self._settle(outcome)
-
-    async def _settle(self, outcome: HistoryRecord) -> HistoryRecord:
-        """The effect has happened: its outcome is kept, as often as it takes."""
-        await self._insist("kept", outcome.id, lambda: self._journal.settle(outcome))
-        await self._record(outcome)
-        return outcome
-
-    # -- history -----------------------------------------------------------------------------------
-
-    async def _record(self, outcome: HistoryRecord) -> None:
-        """Return once history has the outcome: the caller hears of it only then."""
-        await self._store(outcome)
-        await self._insist("recorded", outcome.id, lambda: self._journal.recorded(outcome))
-
-    async def _store(self, record: HistoryRecord) -> None:
-        """In the history, as often as it takes; without its bulk if that is too much."""
-
-        async def append() -> None:
-            try:
-                await self._history.append(record, timeout_s=_HISTORY_TIMEOUT_S)
-            except TooLargeError:
-                bare = msgspec.structs.replace(record, params=None, result=None, trace="")
-                await self._history.append(bare, timeout_s=_HISTORY_TIMEOUT_S)
-
-        await self._insist("stored", record.id, append)
-
-    async def _insist(self, what: str, action_id: str, step: Callable[[], Awaitable[None]]) -> None:
-        delay = _RETRY_FIRST_S
-        while True:
-            try:
-                return await step()
-            except UnavailableError as error:
-                log.warning("mesh.action.waiting", what=what, id=action_id, error=str(error))
-            await self._clock.sleep(delay)
-            delay = min(delay * 2, _RETRY_MOST_S)
-
-    async def _record_leftovers(self) -> None:
-        """Outcomes nobody waits for any more: of refusals, interruptions and earlier lives."""
-        await self._unrecorded.wait()
-        self._unrecorded.clear()
-        try:
-            for outcome in await self._journal.unrecorded():
-                if outcome.id in self._running:
-                    continue  # whoever runs it records it
-                await self._record(outcome)
-                if outcome.state is ActionState.CANCELLED:
-                    await self._journal.forget(outcome.id)
-        except BaseException:
-            self._unrecorded.set()
-            raise
-
-    def _record_of(
-        self,
-        request: ActionRequest,
-        digest: str,
-        caller: str,
-        state: ActionState,
-        at: int,
-        *,
-        attempt: int,
-    ) -> HistoryRecord:
-        short = len(codec.encode(request.params)) <= _MOST_PARAMS_BYTES
-        return HistoryRecord(
-            id=request.id,
-            node=self._node,
-            action=request.action,
-            state=state,
-            caller=caller,
-            at=at,
-            attempt=attempt,
-            params=request.params if short else None,
-            digest=digest,
-            accepted_at=at,
-            trace=request.trace,
-        )
 
     def _interrupted(self, entry: JournalEntry) -> HistoryRecord:
-        why = InterruptedActionError(
-            "the node stopped while the action ran; whether it took effect is not known"
-        )
-        record = self._record_of(
+        record = records.record_of(
             entry.request,
-            entry.digest,
-            entry.caller,
-            ActionState.INTERRUPTED,
-            entry.accepted_at,
+            records.fingerprint_of(entry.request),
+            node=self._node,
+            caller=entry.caller,
+            at=entry.accepted_at,
             attempt=max(entry.attempt, 1),
         )
-        return msgspec.structs.replace(
-            record, at=self._clock.unix_ms(), error=codec.error_reply(why)
+        return records.interrupted(record, self._clock.unix_ms())
+
+    def _late(self) -> DeadlineExceededError:
+        self.expired += 1
+        why = "the request had expired before it began; nothing ran"
+        return DeadlineExceededError(why, fields={"deadline": [why]})
+
+    def _tell(self, run: Run, fraction: float | None, note: str) -> None:
+        self._on_progress(
+            ActionProgress(
+                id=run.request.id,
+                action=run.request.action,
+                fraction=fraction,
+                note=note,
+                at=self._clock.unix_ms(),
+            )
         )
+
+    def _left(self, run: Run) -> float | None:
+        """Seconds until nobody waits any more; None: somebody always does."""
+        deadline = run.request.deadline
+        return (deadline - self._clock.unix_ms()) / 1000 if deadline else None
+
+    def _pause_s(self, spec: ActionSpec, *, tries: int) -> float:
+        """Source: Brooker, "Exponential Backoff And Jitter" (2015), "Equal Jitter"."""
+        most = min(_LONGEST_BACKOFF_S, spec.backoff_s * 2.0 ** (tries - 1))
+        return most * (0.5 + self._chance() / 2)
 
     async def forget_old(self, older_than_ms: int) -> None:
         """Drop outcomes that no longer answer their ids."""
@@ -378,26 +405,3 @@ class Executor:
 def _may_run_again(spec: ActionSpec, entry: JournalEntry) -> bool:
     """It does no harm twice, or it has not begun."""
     return spec.builtin or spec.idempotent or entry.state is ActionState.ACCEPTED
-
-
-def digest_of(request: ActionRequest) -> str:
-    """Equal for equal action and parameters, whatever the order of keys."""
-    canonical = msgspec.json.encode([request.action, request.params], order="deterministic")
-    return hashlib.sha256(canonical).hexdigest()
-
-
-def reply_to(outcome: HistoryRecord) -> bytes:
-    """The reply that an outcome stands for, today as on the first day."""
-    if outcome.error is not None:
-        return codec.encode(outcome.error)
-    return codec.ok(
-        ActionResult(
-            id=outcome.id,
-            node=outcome.node,
-            action=outcome.action,
-            state=outcome.state,
-            result=outcome.result,
-            duration_ms=outcome.duration_ms or 0.0,
-            attempt=outcome.attempt,
-        )
-    )

@@ -3,71 +3,73 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
-
-import msgspec
+from collections.abc import Awaitable, Callable
+from typing import Literal
 
 from mesh.core import targets
-from mesh.errors import ActionFailedError, InterruptedActionError, MeshError
-from mesh.runtime.caller import Caller
+from mesh.errors import (
+    ActionFailedError,
+    CancelledActionError,
+    InterruptedActionError,
+    MeshError,
+)
 from mesh.types import ActionState
 from mesh.wire import codec
-from mesh.wire.messages import ActionRequest, ActionResult, FanOutItem, FanOutResult
+from mesh.wire.messages import ErrorReply, FanOutItem, FanOutResult
+
+OnFailure = Literal["continue", "stop"]
+
+_SKIPPED = 424
+"""HTTP's `Failed Dependency`. Source: RFC 4918, 11.4."""
 
 
 async def fan_out(
-    caller: Caller,
-    request: ActionRequest,
+    fan_out_id: str,
+    action: str,
     chosen: targets.Targets,
+    run: Callable[[str], Awaitable[FanOutItem]],
     *,
-    timeout_s: float,
     parallel: int,
+    on_failure: OnFailure,
 ) -> FanOutResult:
-    """Run `request` on all of `chosen`; a node that fails or is away costs the others nothing but
-    its place among the `parallel` while it is waited for.
+    """Have `run` do it for all of `chosen`; a node that fails or is away costs the others nothing
+    but its place among the `parallel` while it is waited for.
 
     Args:
-        caller: Sends.
-        request: Its id is the fan-out's; each node gets one of its own, made from it.
+        fan_out_id: What each node's id was made from.
+        action: Its name.
         chosen: Whom, by slug; with an error: that is the node's outcome, and it is not asked.
-        timeout_s: For each node, from when it is asked.
-        parallel: Nodes asked at a time, at least 1.
+        run: Asks one node; a MeshError is that node's outcome.
+        parallel: Nodes asked at a time, at least 1, in the order of `chosen`.
+        on_failure: Whether those that are left are asked after one has failed.
 
     Raises:
         InvalidError: The id leaves no room for a node's name; nothing was sent.
-        TypeError: The parameters cannot be JSON; nothing was sent.
     """
-    ids = targets.ids(request.id, chosen)
-    # Made into JSON once for all nodes, and before any of them is asked.
-    params: Any = msgspec.Raw(codec.encode(request.params))
-    request = msgspec.structs.replace(request, params=params)
+    ids = targets.ids(fan_out_id, chosen)
     places = asyncio.Semaphore(parallel)
+    failed = ""
 
-    async def run(node: str, refused: MeshError | None) -> FanOutItem:
-        mine = msgspec.structs.replace(request, id=ids[node])
-        if refused is not None:
-            return _failed(node, mine.id, refused)
+    async def one(node: str, refused: MeshError | None) -> FanOutItem:
+        nonlocal failed
         async with places:
+            if failed and on_failure == "stop":
+                return _skipped(node, ids[node], failed)
             try:
-                done = await caller.action(node, mine.action, mine, ActionResult, timeout_s)
+                if refused is not None:
+                    raise refused
+                return await run(node)
             except MeshError as error:
-                return _failed(node, mine.id, error)
-        return FanOutItem(
-            node=node,
-            success=True,
-            id=mine.id,
-            state=done.state,
-            result=done.result,
-            duration_ms=done.duration_ms,
-        )
+                failed = failed or node
+                return _failed(node, ids[node], error)
 
     async with asyncio.TaskGroup() as group:
-        tasks = {node: group.create_task(run(node, error)) for node, error in chosen.items()}
+        tasks = {node: group.create_task(one(node, error)) for node, error in chosen.items()}
     results = {node: task.result() for node, task in tasks.items()}
     succeeded = sum(item.success for item in results.values())
     return FanOutResult(
-        id=request.id,
-        action=request.action,
+        id=fan_out_id,
+        action=action,
         success=succeeded == len(results),
         success_count=succeeded,
         failure_count=len(results) - succeeded,
@@ -85,6 +87,13 @@ def _failed(node: str, action_id: str, error: MeshError) -> FanOutItem:
     )
 
 
+def _skipped(node: str, action_id: str, failed: str) -> FanOutItem:
+    error = ErrorReply(
+        code=_SKIPPED, kind="skipped", message=f"not asked: {failed!r} had failed before"
+    )
+    return FanOutItem(node=node, success=False, id=action_id, error=error)
+
+
 def _state_after(error: MeshError) -> ActionState | None:
     """Where the action stands, if the error tells: most say only that it may not have run."""
     match error:
@@ -92,5 +101,7 @@ def _state_after(error: MeshError) -> ActionState | None:
             return ActionState.FAILED
         case InterruptedActionError():
             return ActionState.INTERRUPTED
+        case CancelledActionError():
+            return ActionState.CANCELLED
         case _:
             return None

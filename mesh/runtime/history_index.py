@@ -14,7 +14,7 @@ import structlog
 
 from mesh.core.backoff import Backoff, BackoffPolicy
 from mesh.errors import InvalidError, MeshError
-from mesh.ports import Bus, Clock, History, Message, Registry, Subscription
+from mesh.ports import ActionIndex, Bus, Clock, History, Message, Place, Subscription
 from mesh.runtime.background import Background
 from mesh.wire import subjects
 from mesh.wire.messages import HistoryRecord
@@ -23,6 +23,7 @@ log = structlog.get_logger()
 
 _BATCH = 256
 _LOOK_EVERY_S = 2.0
+_STOP_WITHIN_S = 2.0
 _RETRY = BackoffPolicy(first_s=0.1, limit_s=5.0)
 
 
@@ -30,18 +31,22 @@ class HistoryIndex:
     """Reads the stream into SQL, oldest first, never skipping one that can be stored."""
 
     def __init__(
-        self, bus: Bus, history: History, registry: Registry, clock: Clock, background: Background
+        self, bus: Bus, history: History, index: ActionIndex, clock: Clock, background: Background
     ) -> None:
         self._bus = bus
         self._history = history
-        self._registry = registry
+        self._index = index
         self._background = background
         self._clock = clock
         self._wake = asyncio.Event()
         self._moved = asyncio.Condition()
+        self.writing = asyncio.Lock()
+        """Held by whoever writes to the index: a transaction that is cancelled half-way may keep
+        the database locked until its connection is gone.
+        """
         self._backoff = Backoff(_RETRY)
         self._subscription: Subscription | None = None
-        self._cursor: int | None = None
+        self._place: Place | None = None
         self._prepared = False
         self.unstorable = 0
         """Records that the database cannot hold, passed over."""
@@ -56,18 +61,24 @@ class HistoryIndex:
         self._background.repeat("history-index", self._round)
 
     async def stop(self) -> None:
-        """Hear no more; the background tasks are their owner's to end."""
+        """Hear and write no more; the background tasks are their owner's to end."""
         if self._subscription is not None:
             await self._subscription.unsubscribe()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_WITHIN_S):
+                await self.writing.acquire()  # for good
 
     async def reach(self, sequence: int, *, timeout_s: float) -> bool:
         """Wait until everything up to `sequence` is indexed; False if that takes too long."""
         self._wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self._moved:
-                await self._moved.wait_for(lambda: (self._cursor or 0) >= sequence)
+                await self._moved.wait_for(lambda: self._is_at(sequence))
                 return True
         return False
+
+    def _is_at(self, sequence: int) -> bool:
+        return self._place is not None and self._place.cursor >= sequence
 
     def _heard(self, _message: Message) -> None:
         self._wake.set()  # a hint: what counts is what the stream says
@@ -96,37 +107,39 @@ class HistoryIndex:
     async def _advance(self) -> bool:
         """Index the next batch; True if there may be more at once."""
         await self._prepare()
-        if self._cursor is None:
-            self._cursor = await self._registry.history_cursor()
-        cursor = self._cursor
-        records, upto = await self._history.read(cursor, _BATCH)
-        if upto > cursor:
-            await self._save(records, upto)
-            await self._move(upto)
+        place = await self._index.place()  # another master may have gone further
+        records, read = await self._history.read(place.cursor, _BATCH)
+        if read > place.cursor:
+            async with self.writing:
+                place = await self._save(records, Place(place.base, read))
+            await self._move(place)
             return True
-        if await self._history.last_sequence() < cursor:
+        if await self._history.last_sequence() < place.cursor:
             # Somebody made the stream anew: its records are all new to us.
-            log.warning("mesh.history.stream_restarted", cursor=cursor)
-            await self._move(0)
+            log.warning("mesh.history.stream_restarted", cursor=place.cursor)
+            async with self.writing:
+                place = await self._index.restart(place)
+            await self._move(place)
             return True
+        await self._move(place)
         return False
 
-    async def _save(self, records: Sequence[tuple[int, HistoryRecord]], upto: int) -> None:
+    async def _save(self, records: Sequence[tuple[int, HistoryRecord]], upto: Place) -> Place:
         try:
-            await self._registry.index_history(records, cursor=upto)
+            return await self._index.save(records, upto=upto)
         except InvalidError:
             # One record that the database cannot hold must not keep out all that follow.
             for sequence, record in records:
                 try:
-                    await self._registry.index_history([(sequence, record)], cursor=sequence)
+                    await self._index.save([(sequence, record)], upto=Place(upto.base, sequence))
                 except InvalidError as error:
                     self.unstorable += 1
                     log.warning(
                         "mesh.history.record_unstorable", sequence=sequence, error=str(error)
                     )
-            await self._registry.index_history([], cursor=upto)
+            return await self._index.save([], upto=upto)
 
-    async def _move(self, cursor: int) -> None:
+    async def _move(self, place: Place) -> None:
         async with self._moved:
-            self._cursor = cursor
+            self._place = place
             self._moved.notify_all()

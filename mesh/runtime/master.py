@@ -1,4 +1,4 @@
-"""The master: registry, health, route table and history index of a mesh.
+"""The master: registry, health and route table of a mesh, and whatever parts it is given.
 
 Searches and actions do not need it; a mesh without a master goes on with its last route table.
 Several may run: each hears everything and answers requests, and one of them leads.
@@ -21,7 +21,6 @@ from mesh.ports import (
     Departure,
     Departures,
     Doorman,
-    History,
     Lease,
     LoginStore,
     Registry,
@@ -35,7 +34,6 @@ from mesh.runtime.authority import Authority
 from mesh.runtime.background import Background
 from mesh.runtime.breaker_board import BreakerBoard
 from mesh.runtime.draining import Draining
-from mesh.runtime.history_index import HistoryIndex
 from mesh.runtime.leadership import Leadership
 from mesh.runtime.logins import Logins
 from mesh.runtime.master_api import MasterApi
@@ -66,8 +64,6 @@ class Stores(NamedTuple):
     """Issued tokens, beside the registry."""
     logins: LoginStore
     """Keys of nodes and users, beside the registry."""
-    history: History
-    """The stream that the index follows."""
 
 
 class BrokerControl(NamedTuple):
@@ -162,7 +158,6 @@ class Master:
             on_change=self._publisher.changed,
             on_gone=self.membership.doubt,
         )
-        self._history_index = HistoryIndex(bus, stores.history, stores.registry, clock, background)
         self._authority = Authority(
             bus,
             self.membership,
@@ -213,12 +208,9 @@ class Master:
         self._api = MasterApi(
             self.membership,
             self._publisher,
-            self._history_index,
             (self._authority, signing, audit, self._board, draining, *self._parts),
             board=self._board,
             whereabouts=whereabouts,
-            registry=stores.registry,
-            history=stores.history,
             clock=clock,
             responder=self._responder,
             incarnation=incarnation,
@@ -239,7 +231,7 @@ class Master:
     @property
     def failures(self) -> int:
         """Things that went wrong inside and were tried again."""
-        return self._background.failures + self._history_index.unstorable
+        return self._background.failures
 
     async def start(self) -> None:
         """Begin; when this returns, requests and logins are answered.
@@ -254,7 +246,6 @@ class Master:
         await self.membership.start()
         await self._board.start()
         await self._publisher.start()
-        await self._history_index.start()
         for part in self._parts:
             await part.start()
         self._authority.start()
@@ -277,7 +268,6 @@ class Master:
         await self._responder.drain(_DRAIN_S)
         for part in reversed(self._parts):
             await part.stop()
-        await self._history_index.stop()
         await self._control.departures.stop()
         await self._board.stop()
         await self._publisher.stop()

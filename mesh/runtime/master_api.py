@@ -1,5 +1,5 @@
-"""The verbs of `mesh.v1.master.<verb>.<caller>`: what is read of registry, routes and history, and
-whatever others provide.
+"""The verbs of `mesh.v1.master.<verb>.<caller>`: what is read of registry and routes, and whatever
+others provide.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import msgspec
 import structlog
 
 from mesh.errors import BadRequestError, DeadlineExceededError, MeshError
-from mesh.ports import Clock, History, Message, Registry, VerbProvider
+from mesh.ports import Clock, Message, VerbProvider
 from mesh.runtime.breaker_board import BreakerBoard
-from mesh.runtime.history_index import HistoryIndex
 from mesh.runtime.membership import Membership
 from mesh.runtime.route_publisher import RoutePublisher
 from mesh.runtime.serving import Responder
@@ -21,8 +20,6 @@ from mesh.runtime.whereabouts import Whereabouts
 from mesh.types import VERSION
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
-    HistoryPage,
-    HistoryQuery,
     NodeList,
     NodeName,
     NodeRecord,
@@ -39,7 +36,6 @@ log = structlog.get_logger()
 
 R = TypeVar("R", bound=Request)
 
-_HISTORY_WAIT_S = 2.0
 _SPEAK_FOR_OTHERS = frozenset({"bridge", "gateway", "master"})
 """Whoever else says for whom he speaks, and from where, is not believed."""
 
@@ -51,13 +47,10 @@ class MasterApi:
         self,
         membership: Membership,
         publisher: RoutePublisher,
-        history_index: HistoryIndex,
         providers: Sequence[VerbProvider],
         *,
         board: BreakerBoard,
         whereabouts: Whereabouts,
-        registry: Registry,
-        history: History,
         clock: Clock,
         responder: Responder,
         incarnation: int,
@@ -65,16 +58,12 @@ class MasterApi:
         self._membership = membership
         self._view = membership.view
         self._publisher = publisher
-        self._history_index = history_index
         self._board = board
         self._whereabouts = whereabouts
-        self._registry = registry
-        self._history = history
         self._clock = clock
         self._responder = responder
         self._incarnation = incarnation
         self._verbs: dict[str, Callable[[bytes, str], Awaitable[Any]]] = {
-            "history": self._of(HistoryQuery, self._history_page),
             "nodes": self._of(NodesQuery, self._nodes),
             "ping": self._of(PingRequest, self._ping),
             "probe": self._of(NodeName, self._probe),
@@ -146,13 +135,3 @@ class MasterApi:
         record = await self._membership.find(request.node)
         await self._membership.probe(record.slug)
         return self._view.find(record.slug)
-
-    async def _history_page(self, query: HistoryQuery, _caller: str) -> HistoryPage:
-        """Whoever has just seen an action end finds it here."""
-        try:
-            newest = await self._history.last_sequence(timeout_s=_HISTORY_WAIT_S)
-            await self._history_index.reach(newest, timeout_s=_HISTORY_WAIT_S)
-        except MeshError as error:  # what is indexed can be read without the stream
-            log.warning("mesh.history.freshness_unknown", error=str(error))
-        records, total = await self._registry.history(query)
-        return HistoryPage(actions=records, total=total)

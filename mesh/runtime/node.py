@@ -7,7 +7,7 @@ import datetime as dt
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -27,7 +27,9 @@ from mesh.ports import (
     History,
     Journal,
     Message,
+    ReplicaState,
     Subscription,
+    WriteLog,
 )
 from mesh.runtime.background import Background
 from mesh.runtime.builtin_actions import builtin_actions
@@ -36,10 +38,12 @@ from mesh.runtime.executor import Executor
 from mesh.runtime.heartbeat import HeartbeatThread
 from mesh.runtime.node_doors import Doors
 from mesh.runtime.node_search import NodeSearch
+from mesh.runtime.replication import Replica
 from mesh.runtime.sdk import ActionSpec, Node
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
     ActionInfo,
+    ActionProgress,
     ActionRequest,
     ActionResult,
     Changed,
@@ -54,6 +58,13 @@ log = structlog.get_logger()
 _NAME_CHECK_S = 0.5
 _DAY_MS = 24 * 3600 * 1000
 _PRUNE_EVERY_S = 3600.0
+
+
+class Replication(NamedTuple):
+    """What a node needs to hold a shard together with others."""
+
+    log: WriteLog
+    state: ReplicaState
 
 
 class NodeServer:
@@ -75,6 +86,7 @@ class NodeServer:
         clock: Clock,
         incarnation: int,
         rng: random.Random,
+        replication: Replication | None = None,
     ) -> None:
         self.slug = slug
         self._node = node
@@ -87,6 +99,7 @@ class NodeServer:
         self._clock = clock
         self._rng = rng
         self._incarnation = incarnation
+        self._shard = config.node.shard or slug
         self._ending = False
         """It will never take work again: it stops, or a newer life has started."""
         self._drained = False
@@ -104,8 +117,9 @@ class NodeServer:
             searches=node.searches,
             clock=clock,
         )
+        self._replica = self._made_replica(replication)
         self.actions: Mapping[str, ActionSpec] = (
-            builtin_actions(documents, changed=self._changed) | node.actions
+            builtin_actions(documents, changed=self._changed, replica=self._replica) | node.actions
         )
         self.executor = Executor(
             slug,
@@ -114,6 +128,7 @@ class NodeServer:
             history=history,
             clock=clock,
             default_timeout_s=config.routing.request_timeout_s,
+            on_progress=self._progressed,
         )
         self._doors = Doors(
             bus,
@@ -126,6 +141,7 @@ class NodeServer:
             actions=self.actions,
             on_drain=self._drain,
             rate_limit=config.rate_limit,
+            replica=self._replica,
         )
         started = dt.datetime.fromtimestamp(self._incarnation / 1000, tz=dt.UTC)
         self._discovery = Discovery(
@@ -135,6 +151,24 @@ class NodeServer:
             compose=self.describe,
             actions=self.actions,
             meters=self._doors.meters,
+        )
+
+    def _made_replica(self, replication: Replication | None) -> Replica | None:
+        self._replication = replication
+        if replication is None:
+            return None
+        return Replica(
+            self.slug,
+            self._shard,
+            bus=self._bus,
+            write_log=replication.log,
+            state=replication.state,
+            documents=self._documents,
+            clock=self._clock,
+            config=self._config.replicas,
+            declared=bool(self._config.node.shard),
+            keep_ms=round(self._config.node.outcome_days * _DAY_MS),
+            changed=self._changed,
         )
 
     # -- life --------------------------------------------------------------------------------------
@@ -155,6 +189,8 @@ class NodeServer:
         log.info("mesh.node.started", node=self.slug, incarnation=self._incarnation)
 
     async def _start(self) -> None:
+        if self._replica is not None:
+            await self._replica.start()
         await self.executor.start()
         started = subjects.event(self.slug, "started")
         self._started = await self._bus.subscribe(started, self._on_started)
@@ -186,6 +222,8 @@ class NodeServer:
             ending.push_async_callback(self._bus.close)
             ending.push_async_callback(self._journal.close)
             ending.push_async_callback(self._documents.close)
+            if self._replication is not None:
+                ending.push_async_callback(self._replication.state.close)
             ending.callback(self._tell, "stopped")
             ending.push_async_callback(self._halt, grace_s=self._config.node.stop_grace_s)
             ending.callback(self._tell_draining)
@@ -205,6 +243,8 @@ class NodeServer:
                 ending.push_async_callback(self._heartbeat.stop)
             ending.push_async_callback(self._discovery.stop)
             ending.push_async_callback(self._background.stop)
+            if self._replica is not None:
+                ending.push_async_callback(self._replica.stop)
             ending.push_async_callback(self.executor.stop)
             ending.push_async_callback(self._doors.drain, grace_s)
             ending.push_async_callback(self._close_doors)
@@ -306,11 +346,13 @@ class NodeServer:
                     description=spec.description,
                     idempotent=spec.idempotent,
                     builtin=spec.builtin,
+                    digest=spec.digest,
                 )
                 for spec in self.actions.values()
             ],
             dropped=responder.dropped + self._discovery.dropped,
             expired=self._doors.expired,
+            shard=self._shard,
         )
 
     def _collections(self) -> tuple[CollectionInfo, ...]:
@@ -331,6 +373,9 @@ class NodeServer:
         if set(known) != self._told_of:
             self._beat_now()  # a collection is new or gone: nobody should wait a second
         self._told_of = set(known)
+
+    def _progressed(self, progress: ActionProgress) -> None:
+        self._publish("progress", codec.encode(progress))
 
     def _drain(self, drained: bool) -> None:
         """At an operator's word, until he takes it back or this life ends."""

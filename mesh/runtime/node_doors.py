@@ -22,6 +22,7 @@ from mesh.ports import Bus, Clock, Documents, Message, Subscription
 from mesh.runtime.discovery import Endpoint
 from mesh.runtime.executor import Executor
 from mesh.runtime.node_search import NodeSearch
+from mesh.runtime.replication import Replica
 from mesh.runtime.sdk import ActionSpec
 from mesh.runtime.serving import Responder, caller_of
 from mesh.wire import codec, subjects
@@ -29,8 +30,10 @@ from mesh.wire.messages import (
     ActionRequest,
     CancelRequest,
     CancelResult,
+    ExportQuery,
     FetchRequest,
     FetchResult,
+    NodeActions,
     NodeEvent,
     PingResult,
     SearchRequest,
@@ -53,9 +56,10 @@ _AT = 10**15
 
 
 class _Due(msgspec.Struct, frozen=True):
-    """Of any request, how long somebody waits for it."""
+    """Of any request, how long somebody waits for it; of an action, whether it is to stop one."""
 
     deadline: int = 0
+    cancel: bool = False
 
 
 class Doors:
@@ -74,6 +78,7 @@ class Doors:
         actions: Mapping[str, ActionSpec],
         on_drain: Callable[[bool], None],
         rate_limit: RateLimitConfig | None = None,
+        replica: Replica | None = None,
     ) -> None:
         """Args:
         bus: Where requests come from.
@@ -86,6 +91,8 @@ class Doors:
         actions: Those that are offered.
         on_drain: A master asks the node to take no new work, or (False) to take it again.
         rate_limit: How often a caller may ask.
+        replica: Hears what the other holders of the shard write, and shows them this copy; None:
+            there never are any.
         """
         self._bus = bus
         self._clock = clock
@@ -100,6 +107,8 @@ class Doors:
         self._search = search
         self._documents = documents
         self._executor = executor
+        self._actions = actions
+        self._replica = replica
         self._shut = False
         self._subscriptions: list[Subscription] = []
         self._acting = ServiceTime()
@@ -169,6 +178,10 @@ class Doors:
                 )
         elif verb == "cancel":
             self._cancel(message)
+        elif verb == "describe":
+            self._describe(message)
+        elif verb in subjects.PEERS_VERBS and self._replica is not None:
+            self._peer(message, self._replica, verb)
         elif verb in subjects.MASTERS_VERBS:
             self._drain(message, draining=verb == "drain")
         else:
@@ -180,7 +193,11 @@ class Doors:
         deadline = self._deadline(message)
         if self._expired(message, deadline):
             return
-        if self.draining:
+        if self._cancels(message):  # it must not wait for what it is to stop
+            self.responder.serve(
+                message, lambda caller: self._acted(message, caller), bypass=True, finishes=True
+            )
+        elif self.draining:
             self.responder.serve(
                 message, lambda caller: self._repeated(message, caller), bypass=True, finishes=True
             )
@@ -201,6 +218,15 @@ class Doors:
             return self._due.decode(data).deadline
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return 0  # whoever reads the whole of it says what is wrong
+
+    def _cancels(self, message: Message) -> bool:
+        data = message.data
+        if b'"cancel"' not in data:
+            return False
+        try:
+            return self._due.decode(data).cancel
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False  # whoever reads the whole of it says what is wrong
 
     def _expired(self, message: Message, deadline: int) -> bool:
         """Whether nobody waits for it any more; then that is all that is done. It comes before
@@ -232,6 +258,39 @@ class Doors:
                 message, codec.ok(NodeEvent(incarnation=self._greeting.incarnation))
             )
 
+    def _describe(self, message: Message) -> None:
+        """All actions in full, for the masters' catalogue; others ask the masters."""
+        if caller_of(message) != _MASTER:
+            refusal = ForbiddenError("only masters may ask that: `meshctl actions describe`")
+            self.responder.refuse(message, refusal)
+        elif not self._expired(message, self._deadline(message)):
+            offered = NodeActions(actions=[spec.describe() for spec in self._actions.values()])
+            self.responder.answer(message, codec.ok(offered))
+
+    def _peer(self, message: Message, replica: Replica, verb: str) -> None:
+        """Another replica, or for `export` a master; also of a node that is busy or drained: the
+        copies must not fall apart.
+        """
+        caller = caller_of(message)
+        if verb == "export":
+            self.responder.serve(
+                message, lambda caller: self._exported(message, replica, caller), bypass=True
+            )
+            return
+        try:
+            replica.heard(caller, message.data)
+        except MeshError as error:
+            self.responder.drop(message, str(error))
+
+    async def _exported(self, message: Message, replica: Replica, caller: str) -> bytes:
+        query = codec.decode(message.data, ExportQuery)
+        peer = caller != _MASTER
+        if peer and not replica.may_export(caller):
+            raise ForbiddenError(f"only replicas of the same shard may copy {self._node}")
+        if not peer and query.what not in {"state", "hashes"}:
+            raise ForbiddenError("masters may ask for `state` and `hashes`")
+        return await replica.export(query, peer=peer)
+
     def _ping(self, message: Message) -> None:
         """At once: a busy node answers too, and no task is worth so little work."""
         began = self._clock.monotonic()
@@ -262,6 +321,8 @@ class Doors:
     async def _searched(self, message: Message) -> bytes:
         with _Metered(self._clock, self.meters["rpc", "search"]):
             request = codec.decode(message.data, SearchRequest)
+            if self._replica is not None:
+                self._replica.refuse_if_behind()
             return codec.ok(
                 await self._within(request.deadline, lambda: self._search.answer(request))
             )
@@ -278,7 +339,7 @@ class Doors:
     async def _repeated(self, message: Message, caller: str) -> bytes:
         """Whoever asks again for what runs or has run gets its outcome, also of a draining node."""
         request = codec.decode(message.data, ActionRequest)
-        if not await self._executor.repeats(request.id):
+        if not await self._executor.repeats(request):
             raise self._no_new_work()
         return await self._acted(message, caller)
 
@@ -292,8 +353,8 @@ class Doors:
                 )
             if request.deadline and self._clock.unix_ms() >= request.deadline:
                 raise self.responder.too_late()
-            if caller not in _TRUSTED and request.on_behalf:
-                request = msgspec.structs.replace(request, on_behalf="")
+            if caller not in _TRUSTED and (request.on_behalf or request.mode != "sync"):
+                request = msgspec.structs.replace(request, on_behalf="", mode="sync")
             return await self._executor.execute(request, caller)
 
     async def _within(self, deadline: int, work: Callable[[], Awaitable[T]]) -> T:

@@ -1,4 +1,4 @@
-"""What a client may ask the masters about nodes and the action history."""
+"""What a client may ask the masters about nodes, calls and actions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
-from mesh.runtime.caller import Caller
-from mesh.types import ActionState, Status
+from mesh.runtime.history_api import HistoryApi
+from mesh.types import Status
 from mesh.wire import codec
 from mesh.wire.messages import (
     BreakerList,
@@ -15,8 +15,6 @@ from mesh.wire.messages import (
     BreakersReset,
     ExplainQuery,
     Explanation,
-    HistoryPage,
-    HistoryQuery,
     NodeChange,
     NodeList,
     NodeName,
@@ -32,18 +30,14 @@ from mesh.wire.messages import (
 T = TypeVar("T")
 
 _TIMEOUT_S = 5.0
-_HISTORY_TIMEOUT_S = 10.0
 
 
-class RegistryApi:
+class RegistryApi(HistoryApi):
     """The registry's part of `MeshClient`. Every method raises UnavailableError or
     DeadlineExceededError where no master answers. `on_behalf` and `origin`: whom a gateway or
     bridge speaks for, and from which address, as the audit trail names them; nobody else is
     believed.
     """
-
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
 
     async def nodes(
         self,
@@ -163,34 +157,6 @@ class RegistryApi:
         them.
         """
         return await self._master("stats", Request(), NodeStats)
-
-    async def history(
-        self,
-        *,
-        action_id: str = "",
-        id_prefix: str = "",
-        node: str = "",
-        action: str = "",
-        caller: str = "",
-        state: ActionState | None = None,
-        since: int = 0,
-        limit: int = 50,
-        offset: int = 0,
-    ) -> HistoryPage:
-        """The action history, newest first; empty arguments match all, `since` is unix ms."""
-        query = {
-            "action_id": action_id,
-            "id_prefix": id_prefix,
-            "node": node,
-            "action": action,
-            "caller": caller,
-            "state": state,
-            "since": since,
-            "limit": limit,
-            "offset": offset,
-        }
-        request = codec.convert(query, HistoryQuery)
-        return await self._caller.master("history", request, HistoryPage, _HISTORY_TIMEOUT_S)
 
     async def _master(self, verb: str, request: Request, kind: type[T]) -> T:
         return await self._caller.master(verb, request, kind, _TIMEOUT_S)

@@ -9,9 +9,10 @@ class Refund(msgspec.Struct):
     cents: int
 
 
-@node.action("refund")
-async def refund(params: Refund, ctx: ActionContext) -> dict[str, int]:
-    return {"refunded": params.cents}
+@node.action("refund", compensate="unrefund", timeout_s=10)
+async def refund(params: Refund, ctx: ActionContext) -> Receipt:
+    ctx.progress(0.5, "asking the bank")
+    ...
 ```
 
 The annotations are the schema: checked before the action runs, published as JSON Schema.
@@ -23,6 +24,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import hashlib
 import inspect
 import threading
 import typing
@@ -31,31 +33,18 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 
 from mesh.errors import ConfigError
-from mesh.wire.messages import Document, SearchRequest
+from mesh.runtime.action_context import ActionContext
+from mesh.wire.messages import ActionDescription, Document, SearchRequest
 from mesh.wire.subjects import free_name, token
+
+_DIGEST_CHARS = 32
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class ActionContext:
-    """What an action may know of the request it serves."""
-
-    id: str
-    """The idempotency key; equal on every attempt."""
-    node: str
-    caller: str
-    """Who asked: the identity the broker vouches for."""
-    attempt: int
-    deadline: int
-    """Unix ms after which nobody waits; 0: none."""
-    log: structlog.typing.FilteringBoundLogger
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ActionSpec:
     """An action that a node offers."""
 
@@ -68,10 +57,51 @@ class ActionSpec:
     idempotent: bool = False
     """Running it again after a crash does no harm."""
     builtin: bool = False
+    compensate: str = ""
+    """The action that undoes it."""
+    concurrency: int = 0
+    """How many run at once on a node; 0: no limit of its own."""
+    retries: int = 0
+    """Further attempts after one that failed."""
+    backoff_s: float = 0.5
+    """Before the second attempt; doubles with each further one."""
+    result: Any = None
+    """The type of what it returns; None: not declared."""
+    threaded: bool = False
+    """It runs in a thread, so it can be asked to stop, not made to."""
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema (2020-12) of the parameters."""
         return msgspec.json.schema(self.params)
+
+    def describe(self) -> ActionDescription:
+        """All that others may know of it."""
+        return self._described
+
+    @property
+    def digest(self) -> str:
+        """Of `describe()`: equal on nodes that offer just the same."""
+        return self._digest
+
+    @functools.cached_property
+    def _described(self) -> ActionDescription:
+        return ActionDescription(
+            name=self.name,
+            description=self.description,
+            idempotent=self.idempotent,
+            builtin=self.builtin,
+            compensate=self.compensate,
+            timeout_s=self.timeout_s,
+            retries=self.retries,
+            concurrency=self.concurrency,
+            params=self.schema(),
+            result=None if self.result is None else msgspec.json.schema(self.result),
+        )
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        encoded = msgspec.json.encode(self._described, order="deterministic")
+        return hashlib.sha256(encoded).hexdigest()[:_DIGEST_CHARS]
 
 
 SearchFunction = Callable[[SearchRequest], Awaitable[Sequence[Document]]]
@@ -89,8 +119,12 @@ class Node:
         self,
         name: str,
         *,
+        compensate: str = "",
         timeout_s: float | None = None,
+        concurrency: int = 0,
         idempotent: bool = False,
+        retries: int = 0,
+        backoff_s: float = 0.5,
         description: str = "",
     ) -> Callable[[F], F]:
         """Offer a function as the action `name`.
@@ -101,17 +135,35 @@ class Node:
 
         Args:
             name: One subject token.
-            timeout_s: Cancelled after that many seconds; None: `routing.request_timeout_s`.
+            compensate: The action of this node that undoes this one, for sagas.
+            timeout_s: An attempt is cancelled after that many seconds; None:
+                `routing.request_timeout_s`.
+            concurrency: How many run at once here; further ones wait, accepted. 0: as many as the
+                node takes.
             idempotent: Running it twice equals running it once: it is run again if the node died
                 in the middle. Otherwise such an action ends `interrupted`.
+            retries: Further attempts after one that failed or took too long, unless it raised a
+                `MeshError` below 500: that is how an author says that trying again is no use.
+            backoff_s: Before the second attempt; doubles with each further one.
             description: For people; by default the docstring's first line.
 
         Raises:
-            ConfigError: The name is taken or no token, or the annotation is no type for JSON.
+            ConfigError: The name is taken or no token, the annotation is no type for JSON, a figure
+                cannot be, or there are `retries` of what is not `idempotent`.
         """
         free_name(name, "action")
         if name in self.actions:
             raise ConfigError(f"the action {name!r} is declared twice")
+        if compensate:
+            token(compensate, "compensate")
+        _check_figures(
+            name, timeout_s=timeout_s, backoff_s=backoff_s, concurrency=concurrency, retries=retries
+        )
+        if retries and not idempotent:
+            raise ConfigError(
+                f"the action {name!r} has retries, so it has to be idempotent: an attempt that "
+                "failed may have had its effect"
+            )
 
         def declare(function: F) -> F:
             self.actions[name] = ActionSpec(
@@ -121,6 +173,12 @@ class Node:
                 description=description or _first_line(function),
                 timeout_s=timeout_s,
                 idempotent=idempotent,
+                compensate=compensate,
+                concurrency=concurrency,
+                retries=retries,
+                backoff_s=backoff_s,
+                result=_result_type(function),
+                threaded=not inspect.iscoroutinefunction(function),
             )
             return function
 
@@ -218,16 +276,13 @@ def _params_type(action: str, function: Callable[..., Any]) -> Any:
         raise ConfigError(f"the action {action!r} must take its parameters as first argument")
     # The first argument alone: the others' names may exist for the type checker only.
     annotation = function.__annotations__.get(names[0], dict[str, Any])
-    if isinstance(annotation, str):
-        closure = inspect.getclosurevars(function).nonlocals
-        scope = {**vars(typing), **getattr(function, "__globals__", {}), **closure}
-        try:
-            annotation = eval(annotation, scope)  # noqa: S307 (the author's own annotation)
-        except NameError as error:
-            raise ConfigError(
-                f"the type of {names[0]!r} of action {action!r} is not known where the module "
-                f"is run: {error}; define it at the module's top level"
-            ) from error
+    try:
+        annotation = _resolved(annotation, function)
+    except NameError as error:
+        raise ConfigError(
+            f"the type of {names[0]!r} of action {action!r} is not known where the module "
+            f"is run: {error}; define it at the module's top level"
+        ) from error
     try:
         msgspec.json.schema(annotation)
     except TypeError as error:
@@ -235,3 +290,41 @@ def _params_type(action: str, function: Callable[..., Any]) -> Any:
             f"the type of {names[0]!r} of action {action!r} cannot come from JSON: {error}"
         ) from error
     return annotation
+
+
+def _result_type(function: Callable[..., Any]) -> Any:
+    """What the annotation says, if it says something that JSON Schema knows."""
+    annotation = function.__annotations__.get("return")
+    try:
+        annotation = _resolved(annotation, function)
+        if annotation is not None and annotation is not Any:
+            msgspec.json.schema(annotation)
+            return annotation
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        pass  # a name for the type checker only, or a type that is no schema: nothing is promised
+    return None
+
+
+def _resolved(annotation: Any, function: Callable[..., Any]) -> Any:
+    """The type that an annotation stands for.
+
+    Raises:
+        NameError: It holds a name that is not known when the module is run.
+    """
+    if not isinstance(annotation, str):
+        return annotation
+    closure = inspect.getclosurevars(function).nonlocals
+    scope = {**vars(typing), **getattr(function, "__globals__", {}), **closure}
+    return eval(annotation, scope)  # noqa: S307 (the author's own annotation)
+
+
+def _check_figures(
+    action: str, *, timeout_s: float | None, backoff_s: float, concurrency: int, retries: int
+) -> None:
+    if timeout_s is not None and not 0 < timeout_s < float("inf"):
+        raise ConfigError(f"timeout_s of action {action!r} must be more than 0 seconds")
+    if not 0 < backoff_s < float("inf"):
+        raise ConfigError(f"backoff_s of action {action!r} must be more than 0 seconds")
+    for name, figure in (("concurrency", concurrency), ("retries", retries)):
+        if figure < 0:
+            raise ConfigError(f"{name} of action {action!r} must not be negative")

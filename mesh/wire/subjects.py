@@ -145,6 +145,11 @@ def write(shard: str, node: str) -> str:
     return f"{PREFIX}.write.{token(shard, 'shard')}.{token(node, 'node')}"
 
 
+def write_filter(shard: str) -> str:
+    """Whatever is written to a shard."""
+    return f"{PREFIX}.write.{token(shard, 'shard')}.*"
+
+
 def audit(kind: str) -> str:
     """Where an entry of the audit trail is stored."""
     return f"{PREFIX}.audit.{token(kind, 'kind')}"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from action_world import MemoryJournal
 
 from mesh.adapters.sql.journal import SqlJournal
-from mesh.errors import ConflictError, NotFoundError, StateError, UnavailableError
+from mesh.errors import NotFoundError, StateError, UnavailableError
 from mesh.ports import Journal
 from mesh.types import ActionState
 from mesh.wire.messages import ActionRequest, HistoryRecord
@@ -97,9 +99,9 @@ async def test_an_accepted_action_is_unsettled_until_its_outcome(journal):
     assert (settled.state, settled.outcome) == (ActionState.SUCCEEDED, outcome(attempt=2))
     assert await journal.unsettled() == []
     assert await journal.unrecorded() == [outcome(attempt=2)]
-    await journal.recorded(outcome(attempt=1))
+    journal.recorded(outcome(attempt=1))
     assert await journal.unrecorded() == [outcome(attempt=2)], "that was another attempt"
-    await journal.recorded(outcome(attempt=2))
+    journal.recorded(outcome(attempt=2))
     assert await journal.unrecorded() == []
     found = await journal.find("1")
     assert found is not None
@@ -118,34 +120,66 @@ async def test_after_a_crash_it_is_known_what_had_begun(stored, path):
     assert states == {"accepted": ActionState.ACCEPTED, "begun": ActionState.RUNNING}
 
 
-async def test_an_id_is_accepted_once(stored):
-    await accept(stored)
-    with pytest.raises(ConflictError):
-        await accept(stored)
-
-
-async def test_a_refused_id_is_free_again(journal):
+async def test_an_id_is_accepted_once_and_who_comes_second_hears_what_is_known(journal):
     await accept(journal)
-    await journal.settle(outcome(state=ActionState.CANCELLED))
-    await journal.forget("1")
-    assert await journal.find("1") is None
+    first = await journal.find("1")
+    other = ActionRequest(action="other", id="1")
+    assert await journal.accept(other, caller="x", digest="x", accepted_at=99) == first
+    assert await journal.find("1") == first
+
+
+async def test_one_of_many_that_is_known_keeps_none_of_the_others_out(journal):
+    await accept(journal, "5")
+    found = await asyncio.gather(
+        *(
+            journal.accept(request(f"{n}"), caller="ops", digest="d", accepted_at=10)
+            for n in range(10)
+        )
+    )
+    assert [n for n in range(10) if found[n] is not None] == [5]
+    assert len(await journal.unsettled()) == 10
+
+
+async def test_what_has_ended_begins_anew_once(journal):
+    """Two who ask for another attempt at the same time get one."""
     await accept(journal)
+    await journal.begin("1", 1)
+    await journal.settle(outcome(state=ActionState.FAILED))
+    newer = msgspec.structs.replace(request(), deadline=77)
+
+    async def again():
+        return await journal.accept(
+            newer, caller="b", digest="d", accepted_at=60, attempts=1, again=True
+        )
+
+    first, second = await asyncio.gather(again(), again())
+    assert first is None
+    assert second is not None
+    assert (second.state, second.outcome, second.attempt) == (ActionState.ACCEPTED, None, 1)
+    assert (second.request, second.caller, second.accepted_at) == (newer, "b", 60)
+    assert not second.recorded
+    journal.recorded(outcome(attempt=1, state=ActionState.FAILED))
+    assert await journal.unsettled() == [second], "that was the earlier attempt"
 
 
-async def test_an_action_accepted_again_is_not_forgotten_with_its_refusal(journal):
+async def test_nothing_begins_anew_that_has_not_ended_or_ended_otherwise(journal):
     await accept(journal)
-    await journal.forget("1")
-    assert await journal.find("1") is not None
-    await journal.begin("1", 2)
-    await journal.recorded(outcome(attempt=1, state=ActionState.CANCELLED))
-    entry = await journal.find("1")
-    assert entry is not None
-    assert not entry.recorded
+    await journal.begin("1", 1)
+    for attempts in (1, 2):
+        known = await journal.accept(
+            request(), caller="b", digest="d", accepted_at=60, attempts=attempts, again=True
+        )
+        assert known is not None
+        assert known.caller == "ops"
+        await journal.settle(outcome(attempt=1))
 
 
-async def test_an_outcome_of_nothing_is_not_swallowed(stored):
-    with pytest.raises(NotFoundError):
-        await stored.settle(outcome())
+async def test_an_outcome_of_nothing_is_not_swallowed(journal):
+    await accept(journal, "other")
+    ended = await asyncio.gather(
+        journal.settle(outcome()), journal.settle(outcome("other")), return_exceptions=True
+    )
+    assert [type(each) for each in ended] == [NotFoundError, type(None)]
 
 
 async def test_leftovers_come_oldest_first(journal):
@@ -163,7 +197,7 @@ async def test_only_recorded_outcomes_grow_old(journal):
         await journal.settle(outcome(action_id, at=at))
     await accept(journal, "unsettled", 10)
     for action_id in ("old", "new"):
-        await journal.recorded(outcome(action_id))
+        journal.recorded(outcome(action_id))
     assert await journal.prune(50) == 1
     assert await journal.find("old") is None
     for action_id in ("new", "unrecorded", "unsettled"):
@@ -182,7 +216,7 @@ async def test_many_at_once(journal):
     async def live(action_id: str) -> None:
         await accept(journal, action_id)
         await journal.settle(outcome(action_id))
-        await journal.recorded(outcome(action_id))
+        journal.recorded(outcome(action_id))
 
     await asyncio.gather(*(live(f"{n}") for n in range(50)))
     assert await journal.unrecorded() == []
@@ -209,6 +243,46 @@ async def test_a_killed_process_loses_nothing_it_was_told_is_stored(path):
         if said == "settled":
             assert entry.state is ActionState.SUCCEEDED, f"outcome of {action_id} is lost"
     await journal.close()
+
+
+async def test_a_batch_holds_every_kind_of_write_at_once(journal):
+    """Group commit: what arrives together is written together, and no one's place is lost."""
+    for action_id in ("begins", "ends", "told"):
+        await accept(journal, action_id)
+    await journal.settle(outcome("told"))
+    journal.recorded(outcome("told"))
+    results = await asyncio.gather(
+        journal.begin("begins", 3),
+        journal.accept(request("new"), caller="ops", digest="d", accepted_at=5),
+        journal.settle(outcome("ends", attempt=2)),
+        journal.accept(request("begins"), caller="ops", digest="d", accepted_at=5),
+        journal.settle(outcome("ends", attempt=4)),
+    )
+    assert results[1] is None
+    assert results[3] is not None
+    assert results[3].attempt == 3, "it was begun before"
+    assert [entry.request.id for entry in await journal.unsettled()] == ["new", "begins"]
+    assert [record.attempt for record in await journal.unrecorded()] == [4]
+
+
+async def test_a_write_that_fails_fails_for_all_that_came_with_it(stored, path):
+    """Who is told that it is stored must be right: nothing of a transaction that was rolled back
+    may count.
+    """
+    await accept(stored, "before")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute(
+        "CREATE TRIGGER full BEFORE UPDATE ON entries BEGIN SELECT RAISE(ROLLBACK, 'full'); END"
+    )
+    failed = await asyncio.gather(
+        accept(stored, "new"), stored.begin("before", 1), return_exceptions=True
+    )
+    assert [type(each) for each in failed] == [UnavailableError] * 2
+    assert await stored.find("new") is None
+    other.execute("DROP TRIGGER full")
+    other.close()
+    await accept(stored, "new")
+    assert await stored.find("new") is not None
 
 
 async def test_the_file_is_its_owners_alone(stored, path):

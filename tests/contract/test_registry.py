@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import stat
 
 import msgspec
 import pytest
 
 from mesh.adapters.sql.registry import SqlRegistry
-from mesh.core.action_states import join
 from mesh.errors import (
     ConfigError,
     ConflictError,
-    InvalidError,
     NotFoundError,
     StateError,
     UnavailableError,
 )
-from mesh.types import ActionState, Status
+from mesh.types import Status
 from mesh.wire.messages import (
     ActionInfo,
     CollectionInfo,
-    ErrorReply,
-    HistoryQuery,
-    HistoryRecord,
     NodeRecord,
     NodeUpdate,
 )
@@ -35,14 +29,6 @@ HASH = "a" * 64
 
 def node(slug: str = "crm", **fields: object) -> NodeRecord:
     return NodeRecord(**{"id": f"id-{slug}", "slug": slug, "name": slug.upper()} | fields)
-
-
-def record(action_id: str, state: ActionState, **fields: object) -> HistoryRecord:
-    return HistoryRecord(
-        **{"id": action_id, "node": "crm", "action": "index", "caller": "ops", "at": 1}
-        | {"state": state}
-        | fields
-    )
 
 
 async def enter(registry, slug: str = "crm", **fields: object) -> NodeRecord:
@@ -69,8 +55,6 @@ async def registry(url):
 async def test_a_new_registry_is_empty(registry):
     assert await registry.nodes() == []
     assert await registry.lookup(["crm"]) == []
-    assert await registry.history_cursor() == 0
-    assert await registry.history(HistoryQuery()) == ([], 0)
 
 
 async def test_a_registered_node_is_there_with_all_its_fields(registry, url):
@@ -195,130 +179,6 @@ async def test_an_epoch_exceeds_the_earlier_ones_and_is_not_below_the_time(regis
     assert await registry.next_epoch(at_least=now) == now + 1
     assert await registry.next_epoch(at_least=now - 60_000) == now + 2
     assert await registry.next_epoch(at_least=now + 60_000) == now + 60_000
-
-
-# -- history ---------------------------------------------------------------------------------------
-
-
-async def test_history_holds_the_latest_state_with_all_its_fields(registry):
-    accepted = record("1", ActionState.ACCEPTED, at=10, params={"x": [1]}, digest="d", trace="t")
-    failed = record(
-        "1",
-        ActionState.FAILED,
-        at=12,
-        attempt=1,
-        duration_ms=1.5,
-        error=ErrorReply(code=400, kind="action_failed", message="no", fields={"a": ["b"]}),
-    )
-    await registry.index_history([(1, accepted), (2, failed)], cursor=2)
-    [row], total = await registry.history(HistoryQuery())
-    assert total == 1
-    assert row == join(accepted, failed)
-    assert (row.params, row.accepted_at, row.at) == ({"x": [1]}, 10, 12)
-    assert row.error == failed.error
-    assert await registry.history_cursor() == 2
-
-
-async def test_results_come_back_as_they_were(registry):
-    results = [{"ids": ["a", "b"]}, [], 0, "text", False]
-    for number, result in enumerate(results):
-        done = record(f"{number}", ActionState.SUCCEEDED, result=result)
-        await registry.index_history([(number, done)], cursor=number)
-        [row], _ = await registry.history(HistoryQuery(action_id=f"{number}"))
-        assert row.result == result
-
-
-async def test_replays_and_reorderings_end_with_the_same_rows(registry):
-    states = [ActionState.ACCEPTED, ActionState.RUNNING, ActionState.SUCCEEDED]
-    stream = [
-        (10 * number + step, record(f"{number}", state, at=100 * number + step))
-        for number in range(5)
-        for step, state in enumerate(states)
-    ]
-    await registry.index_history(stream, cursor=99)
-    expected = await registry.history(HistoryQuery())
-    assert [row.state for row in expected[0]] == [ActionState.SUCCEEDED] * 5
-    rng = random.Random(7)
-    for _ in range(3):
-        rng.shuffle(stream)
-        for start in range(0, len(stream), 4):
-            await registry.index_history(stream[start : start + 4], cursor=99)
-    assert await registry.history(HistoryQuery()) == expected
-
-
-async def test_an_id_on_two_nodes_is_two_rows(registry):
-    rows = [(n, record("1", ActionState.ACCEPTED, node=slug)) for n, slug in enumerate("ab")]
-    await registry.index_history(rows, cursor=2)
-    found, total = await registry.history(HistoryQuery(action_id="1"))
-    assert (sorted(row.node for row in found), total) == (["a", "b"], 2)
-
-
-async def test_ids_that_begin_alike_are_found_together_and_no_pattern_counts(registry):
-    ids = ["a%.x", "a%.y", "A%.x", "a%", "ab.x", "a%/x", "a%-x"]
-    rows = [(n, record(one, ActionState.ACCEPTED)) for n, one in enumerate(ids)]
-    await registry.index_history(rows, cursor=9)
-    found, total = await registry.history(HistoryQuery(id_prefix="a%."))
-    assert (sorted(row.id for row in found), total) == (["a%.x", "a%.y"], 2)
-    assert (await registry.history(HistoryQuery(id_prefix="a_.")))[1] == 0
-
-
-@pytest.fixture
-async def filled(registry):
-    rows = [
-        record(
-            f"{number}",
-            ActionState.SUCCEEDED if number % 2 else ActionState.FAILED,
-            node="crm" if number < 6 else "docs",
-            action="index" if number % 3 else "delete",
-            caller="ops" if number < 8 else "app",
-            at=1000 + number,
-        )
-        for number in range(10)
-    ]
-    await registry.index_history(list(enumerate(rows)), cursor=10)
-    return registry
-
-
-@pytest.mark.parametrize(
-    ("query", "ids"),
-    [
-        (HistoryQuery(), "9876543210"),
-        (HistoryQuery(node="docs"), "9876"),
-        (HistoryQuery(action="delete"), "9630"),
-        (HistoryQuery(caller="app"), "98"),
-        (HistoryQuery(state=ActionState.FAILED), "86420"),
-        (HistoryQuery(since=1007), "987"),
-        (HistoryQuery(action_id="4"), "4"),
-        (HistoryQuery(node="crm", state=ActionState.SUCCEEDED, since=1002), "53"),
-        (HistoryQuery(node="nobody"), ""),
-    ],
-)
-async def test_a_query_matches_all_that_is_asked_newest_first(filled, query, ids):
-    rows, total = await filled.history(query)
-    assert "".join(row.id for row in rows) == ids
-    assert total == len(ids)
-
-
-async def test_pages_are_cut_from_the_whole(filled):
-    rows, total = await filled.history(HistoryQuery(limit=3, offset=2))
-    assert "".join(row.id for row in rows) == "765"
-    assert total == 10
-    rows, total = await filled.history(HistoryQuery(limit=3, offset=9))
-    assert ("".join(row.id for row in rows), total) == ("0", 10)
-
-
-async def test_the_cursor_moves_without_records_too(registry):
-    await registry.index_history([], cursor=41)
-    assert await registry.history_cursor() == 41
-
-
-async def test_a_batch_is_saved_whole_or_not_at_all(registry):
-    good = record("1", ActionState.ACCEPTED)
-    impossible = record("2", ActionState.ACCEPTED, at=2**80)
-    with pytest.raises(InvalidError):
-        await registry.index_history([(1, good), (2, impossible)], cursor=2)
-    assert await registry.history_cursor() == 0
-    assert await registry.history(HistoryQuery()) == ([], 0)
 
 
 # -- the database ----------------------------------------------------------------------------------

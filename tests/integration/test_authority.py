@@ -135,7 +135,7 @@ class Office:
         )
         self.master = Master(
             self.bus,
-            Stores(self.registry, self.registry.tokens, self.registry.logins, self.history),
+            Stores(self.registry, self.registry.tokens, self.registry.logins),
             BrokerControl(self.door, self.door, MemoryDepartures(), MemoryBucket().lease()),
             self.clock,
             config=MeshConfig(security=SECURITY),

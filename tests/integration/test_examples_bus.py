@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import signal
 import sqlite3
@@ -87,6 +88,24 @@ async def test_refund_shows_in_the_next_search(live):
             await client.run_action("refund", {"order": order.id, "cents": 1})
         after = (await client.run_action("customer", {"id": order.metadata["customer"]})).result
         assert {row["id"]: row["left_cents"] for row in after["orders"]}[order.id] == 0
+
+
+async def test_a_refund_that_is_taken_back_is_gone_once(live):
+    """What a saga does when a later step fails."""
+    params = {"order": "A-1010", "cents": 50}
+    async with live.connect() as client:
+        before = (await client.run_action("take-back", params, id="none.undo")).result
+        assert before["refunded_cents"] == 0
+        await client.run_action("refund", params, id="saga.1")
+        undone = await client.run_action("take-back", params, id="saga.1.undo")
+        assert undone.result == {
+            "order": "A-1010",
+            "refunded_cents": -50,
+            "left_cents": before["left_cents"],
+        }
+        [offered] = (await client.actions(action="refund")).actions
+        assert offered.action.compensate == "take-back"
+        assert "left_cents" in json.dumps(offered.action.result)
 
 
 @pytest.mark.parametrize(

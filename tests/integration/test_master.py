@@ -34,7 +34,9 @@ from mesh.errors import (
     UnavailableError,
 )
 from mesh.ports import Message
+from mesh.runtime.action_memory import ActionMemory
 from mesh.runtime.master import BrokerControl, Master, Stores
+from mesh.runtime.parts import Surroundings
 from mesh.types import ActionState, BreakerState, Health, Status
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
@@ -174,7 +176,7 @@ class Mesh:
         self.seats.append(lease.seat)
         return Master(
             bus,
-            Stores(self.registry, self.registry.tokens, self.registry.logins, self.history),
+            Stores(self.registry, self.registry.tokens, self.registry.logins),
             BrokerControl(self.door, self.door, self.departures, lease),
             SystemClock(),
             config=MeshConfig(
@@ -185,7 +187,12 @@ class Mesh:
             check_url=any_url,
             seedlings=[],
             incarnation=incarnation,
+            parts=[self.memory_of],
         )
+
+    def memory_of(self, around: Surroundings) -> ActionMemory:
+        self.memory = ActionMemory(around, self.registry.actions, self.history)
+        return self.memory
 
     async def stop_master(self) -> None:
         await self.master.stop()
@@ -704,7 +711,7 @@ async def test_a_long_stream_is_indexed_in_batches_and_only_once(mesh):
     await mesh.stop_master()
     assert mesh.history.stored
     await mesh.start_master()
-    assert await mesh.registry.history_cursor() == 600
+    assert (await mesh.registry.actions.place()).cursor == 600
 
 
 async def test_history_can_be_read_while_the_stream_is_away(mesh):
@@ -740,7 +747,7 @@ async def test_a_record_that_cannot_be_stored_does_not_keep_out_the_rest(tmp_pat
         ]
         page = await mesh.ask("history", HistoryQuery(), HistoryPage)
         assert [row.id for row in page.actions] == ["3", "1"]
-        assert mesh.master.failures == 1
+        assert mesh.memory.unstorable == 1
     finally:
         await mesh.close()
 

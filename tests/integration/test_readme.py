@@ -190,6 +190,16 @@ def test_the_same_key_runs_once(newcomer):
     assert [record["attempt"] for record in records["actions"]] == [1]
 
 
+def test_a_node_that_is_away(newcomer):
+    queued, shown, described = commands("A node that is away")
+    answer = newcomer(queued)
+    assert answer.code == 0, answer
+    assert "queued" in answer.out
+    assert "actions show refund-A-7-later" in answer.err
+    newcomer.wait("succeeded", shown)
+    assert "cents" in newcomer(described).out
+
+
 def test_over_http(newcomer):
     answer = newcomer.shell("".join(scripts("Over HTTP, with curl")))
     assert answer.code == 0, answer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Self
 
 from mesh import messages
 from mesh.core.route_table import RouteTable
 from mesh.errors import MeshError, NotFoundError
+from mesh.ports import Message
 from mesh.types import ActionState, BreakerState, Health
 
 START = 1_767_323_045_000  # 2026-01-02T03:04:05Z
@@ -157,6 +159,21 @@ def route(node: messages.NodeRecord, **fields: Any) -> messages.RouteNode:
     return messages.RouteNode(**(known | fields))
 
 
+class FakeBus:
+    """Nothing comes over it but what the test says."""
+
+    def __init__(self) -> None:
+        self.told: list[Message] = []
+
+    async def subscribe(self, subject, handler):
+        for message in self.told:
+            handler(message)
+        return self
+
+    async def unsubscribe(self):
+        pass
+
+
 class FakeMesh:
     """Records what it is asked; answers with what the test put into it."""
 
@@ -180,6 +197,15 @@ class FakeMesh:
         """Who answers for any shard."""
         self.found: messages.SearchResult | None = None
         self.page = messages.HistoryPage(actions=[], total=0)
+        self.changes: list[messages.HistoryRecord] = []
+        """What a follower hears."""
+        self.stories: list[messages.ActionStory] = []
+        self.offered: list[messages.OfferedAction] = []
+        self.items: list[messages.FanOutItem] = []
+        self.waiting = [messages.QueueList(actions=[], total=0)]
+        """What is in the queue, look after look; the last one again and again."""
+        self.dead = messages.QueueList(actions=[], total=0)
+        self._bus = FakeBus()
         self.probed: messages.NodeRecord | None = None
         self.access = FakeAccess(self.calls)
 
@@ -310,3 +336,69 @@ class FakeMesh:
     async def history(self, **query):
         self.calls.append(("history", query))
         return self.page
+
+    async def follow_actions(self, **query):
+        self.calls.append(("follow", query))
+        for record in self.changes:
+            yield record
+        await asyncio.Event().wait()
+
+    async def action(self, id):  # noqa: A002
+        self.calls.append(("show", id))
+        if not self.stories:
+            raise NotFoundError(f"no action {id!r} in the history")
+        return messages.ActionStories(id=id, stories=self.stories)
+
+    async def actions(self, node="", action=""):
+        self.calls.append(("actions", (node, action)))
+        return messages.OfferedActions(
+            actions=[
+                each
+                for each in self.offered
+                if action in {"", each.action.name} and (not node or node in each.nodes)
+            ]
+        )
+
+    async def queue_action(self, action, params, *, node=None, id=None, expires_s=None):  # noqa: A002
+        asked = {"action": action, "params": params, "node": node, "id": id, "expires_s": expires_s}
+        self.calls.append(("queue action", asked))
+        if action in self.action_errors:
+            raise self.action_errors[action]
+        return messages.Queued(id=id, node=node or "crm", action=action, expires=FAR)
+
+    async def fan_out(self, action, params, **options):
+        self.calls.append(("fan out", {"action": action, "params": params, **options}))
+        if action in self.action_errors:
+            raise self.action_errors[action]
+        items = {item.node: item for item in self.items}
+        succeeded = sum(item.success for item in self.items)
+        return messages.FanOutResult(
+            id=options["id"],
+            action=action,
+            success=succeeded == len(items),
+            success_count=succeeded,
+            failure_count=len(items) - succeeded,
+            results=items,
+        )
+
+    async def cancel_action(self, id, *, node=None):  # noqa: A002
+        self.calls.append(("cancel", (id, node)))
+        if id in self.action_errors:
+            raise self.action_errors[id]
+        return messages.HistoryRecord(
+            id=id, node=node, action="refund", state=ActionState.CANCELLED, caller="ops", at=START
+        )
+
+    async def retry_action(self, id, *, node=None):  # noqa: A002
+        self.calls.append(("retry", (id, node)))
+        if id in self.action_errors:
+            raise self.action_errors[id]
+        return messages.Queued(id=id, node=node, action="refund", expires=FAR)
+
+    async def queue(self, node="", limit=50, offset=0):
+        self.calls.append(("queue", (node, limit, offset)))
+        return self.waiting[0] if len(self.waiting) == 1 else self.waiting.pop(0)
+
+    async def dead_letters(self, node="", limit=50, offset=0):
+        self.calls.append(("dead letters", (node, limit, offset)))
+        return self.dead

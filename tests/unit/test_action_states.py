@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core.action_states import join, rank
+from mesh.core.action_states import enter, join, rank
 from mesh.types import ActionState
 from mesh.wire.messages import ErrorReply, HistoryRecord
 
@@ -29,6 +29,8 @@ records = st.builds(
     | st.builds(ErrorReply, code=st.just(500), kind=st.just("x"), message=st.text()),
     accepted_at=st.integers(0, 5),
     trace=st.sampled_from(["", "t"]),
+    final=st.booleans(),
+    mode=st.sampled_from(["sync", "queue"]),
 )
 
 
@@ -80,6 +82,32 @@ def test_a_later_attempt_says_more_than_an_earlier_outcome():
 def test_the_time_of_acceptance_is_that_of_the_first_record():
     row = all_of([record(ActionState.SUCCEEDED, at=20), record(ActionState.ACCEPTED, at=10)])
     assert (row.accepted_at, row.at) == (10, 20)
+
+
+@given(st.lists(records, min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_a_story_is_the_same_in_any_order_and_its_row_is_the_join(found, rng: random.Random):
+    replayed = found + rng.choices(found, k=3)
+    rng.shuffle(replayed)
+    story = functools.reduce(enter, replayed, None)
+    assert story == functools.reduce(enter, found, None)
+    assert story.row == all_of(found)
+    assert story.attempts == {
+        number: all_of([one for one in found if one.attempt == number])
+        for number in {one.attempt for one in found}
+    }
+
+
+def test_of_one_attempt_an_end_that_another_one_follows_is_not_the_last_word():
+    passing = record(ActionState.FAILED, at=9, final=False)
+    stopped = record(ActionState.CANCELLED, at=5)
+    assert all_of([stopped, passing]).state is ActionState.CANCELLED
+    again = record(ActionState.ACCEPTED, at=6, attempt=2)
+    assert all_of([again, passing]).state is ActionState.ACCEPTED
+
+
+def test_whoever_says_queue_is_right_about_how_it_came():
+    rows = [record(ActionState.QUEUED, attempt=0, mode="queue"), record(ActionState.SUCCEEDED)]
+    assert {all_of(order).mode for order in (rows, rows[::-1])} == {"queue"}
 
 
 def test_ranks():

@@ -3,20 +3,44 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli_fake_mesh import START, FakeMesh, record
+from cli_fake_mesh import FAR, START, FakeMesh, record
 
 from cli import connection
 from cli.meshctl.app import run
 from mesh import errors, messages
 from mesh.types import ActionState
 
-INDEX = messages.ActionInfo(name="index", builtin=True, idempotent=True, description="Upsert")
-REFUND = messages.ActionInfo(name="refund", description="Give it back")
+INDEX = messages.ActionDescription(
+    name="index", builtin=True, idempotent=True, description="Upsert"
+)
+REFUND = messages.ActionDescription(
+    name="refund",
+    description="Give it back",
+    compensate="unrefund",
+    timeout_s=10,
+    params={
+        "$ref": "#/$defs/Refund",
+        "$defs": {
+            "Refund": {
+                "type": "object",
+                "required": ["order"],
+                "properties": {
+                    "order": {"type": "string", "maxLength": 9, "description": "Which."},
+                    "cents": {"type": "integer", "exclusiveMinimum": 0, "default": 5},
+                },
+            }
+        },
+    },
+)
 
 
 @pytest.fixture
 def mesh(monkeypatch):
-    fake = FakeMesh(record("crm", actions=[REFUND, INDEX]), record("shop", actions=[INDEX]))
+    fake = FakeMesh(record("crm"), record("shop"))
+    fake.offered = [
+        messages.OfferedAction(nodes=["crm", "shop"], action=INDEX),
+        messages.OfferedAction(nodes=["crm"], action=REFUND),
+    ]
     monkeypatch.setattr(connection, "connect", lambda _options: fake)
     return fake
 
@@ -43,6 +67,10 @@ def test_list_joins_nodes_that_offer_the_same(mesh, capsys):
             "builtin": True,
             "idempotent": True,
             "description": "Upsert",
+            "timeout_s": None,
+            "compensate": "",
+            "retries": 0,
+            "concurrency": 0,
         },
         {
             "name": "refund",
@@ -50,6 +78,10 @@ def test_list_joins_nodes_that_offer_the_same(mesh, capsys):
             "builtin": False,
             "idempotent": False,
             "description": "Give it back",
+            "timeout_s": 10.0,
+            "compensate": "unrefund",
+            "retries": 0,
+            "concurrency": 0,
         },
     ]
     run(["actions", "list", "--node", "shop"])
@@ -149,6 +181,7 @@ def test_history_of_one_action_shows_what_went_in_and_came_out(mesh, capsys):
 def test_history_passes_its_filters_on(mesh):
     typed = ["actions", "history", "--node", "crm", "--action", "index", "--caller", "ops"]
     typed += ["--state", "failed", "--since", "2026-01-02T03:04:05Z", "--limit", "5"]
+    typed += ["--until", "2100-01-01"]
 
     assert run([*typed, "--offset", "10", "--id", "a1"]) == 0
     assert mesh.named("history") == [
@@ -159,13 +192,26 @@ def test_history_passes_its_filters_on(mesh):
             "caller": "ops",
             "state": ActionState.FAILED,
             "since": START,
+            "until": FAR,
             "limit": 5,
             "offset": 10,
         }
     ]
 
 
-@pytest.mark.parametrize("options", [["--limit", "0"], ["--state", "done"], ["--since", "soon"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--limit", "0"],
+        ["--state", "done"],
+        ["--since", "soon"],
+        ["--until", "soon"],
+        ["--since", "1h", "--until", "2h"],
+        ["--follow", "--offset", "1"],
+        ["--follow", "--until", "1h"],
+    ],
+    ids=" ".join,
+)
 def test_history_refuses_what_cannot_be(mesh, options):
     assert run(["actions", "history", *options]) == 2
     assert not mesh.calls

@@ -8,6 +8,7 @@ from cli_fake_mesh import FakeMesh, record
 from cli import connection
 from cli.meshctl.app import run
 from mesh import errors, messages
+from mesh.bootstrap import ImportPlace
 from mesh.types import ActionState
 
 
@@ -157,6 +158,104 @@ def test_what_is_refused_for_every_document_is_no_documents_fault(mesh, file, ca
 
     assert importing(file) == 2
     assert not mesh.stored
+
+
+def test_bad_lines_are_put_aside_as_they_stand(mesh, tmp_path, capsys):
+    path = tmp_path / "mixed.jsonl"
+    path.write_bytes(b'{"id": "1", "content": "a"}\noops\n{"id": "2", "content": "\xff"}\n')
+    mesh.refuse = lambda document: document["id"] == "1"
+
+    assert importing(path) == 1
+    rejects = tmp_path / "mixed.jsonl.rejects.jsonl"
+    assert json.loads(capsys.readouterr().out)["rejects"] == str(rejects)
+    assert [json.loads(line) for line in rejects.read_text().splitlines()] == [
+        {
+            "source": "mixed.jsonl",
+            "line": 1,
+            "reason": "documents: one is wrong",
+            "raw": '{"id": "1", "content": "a"}',
+        },
+        {
+            "source": "mixed.jsonl",
+            "line": 2,
+            "reason": "not JSON: JSON is malformed: invalid character (byte 0)",
+            "raw": "oops",
+        },
+        {
+            "source": "mixed.jsonl",
+            "line": 3,
+            "reason": "not UTF-8",
+            "raw": "eyJpZCI6ICIyIiwgImNvbnRlbnQiOiAi/yJ9",
+            "encoding": "base64",
+        },
+    ]
+    mesh.refuse = lambda _document: False
+    path.write_text('{"id": "1", "content": "a"}\n')
+    assert importing(path) == 0
+    assert not rejects.exists()
+
+
+def test_rejects_go_where_they_are_told(mesh, tmp_path, capsys):
+    path = tmp_path / "mixed.jsonl"
+    path.write_text('{"id": "1", "content": "a"}\n' + "oops\n" * 30)
+    aside = tmp_path / "aside.jsonl"
+
+    assert importing(path, "--rejects", str(aside), "--max-rejects", "3") == 1
+    assert len(aside.read_text().splitlines()) >= 4
+    assert json.loads(capsys.readouterr().out)["stopped"]
+    assert importing(path, "--rejects", str(path)) == 2
+    assert path.read_text().endswith("oops\n")
+
+
+def test_an_import_that_was_cut_off_goes_on(mesh, file, capsys):
+    mesh.cut_after = 1
+    assert importing(file) == 4
+    assert "cut off after line 10 of" in capsys.readouterr().err
+    mesh.cut_after = None
+
+    assert importing(file) == 0
+    captured = capsys.readouterr()
+    assert "going on after line 10 of" in captured.err
+    answer = json.loads(captured.out)
+    assert (answer["documents"], answer["batches"], answer["resumed"]) == (25, 3, True)
+    assert len(mesh.stored) == 25
+    assert [entry.name for entry in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("change", ["file", "options", "restart", "dropped"])
+def test_it_begins_anew_where_going_on_would_lose_something(mesh, file, capsys, change):
+    mesh.cut_after = 1
+    assert importing(file) == 4
+    mesh.cut_after = None
+    options = {"options": ["--id-column", "id"], "restart": ["--restart"]}.get(change, [])
+    if change == "file":
+        with file.open("a") as more:
+            more.write('{"id": "new", "content": "text"}\n')
+    if change == "dropped":
+        mesh.records[0] = record("crm")
+        mesh.stored.clear()
+
+    assert importing(file, *options) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not answer["resumed"]
+    assert answer["documents"] == len(mesh.stored) == 25 + (change == "file")
+
+
+def test_several_files_give_sums(mesh, file, tmp_path, capsys):
+    other = tmp_path / "other.csv"
+    other.write_text("id,content\nx,text\nbad\n")
+
+    assert importing(file, str(other)) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["documents"], answer["bad"], len(answer["files"])) == (26, 1, 2)
+    assert importing(file, str(other), "--rejects", "x") == 2
+
+
+def test_two_imports_of_one_file_do_not_share_a_place(mesh, file, capsys):
+    with ImportPlace(file, collection="notes", node="crm", fallback=file.parent):
+        assert importing(file) == 1
+    assert "already" in json.loads(capsys.readouterr().out)["message"]
+    assert importing(file) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,8 +83,13 @@ def test_a_byte_order_mark_is_no_content(write):
         (b'{"content": "' + b"x" * 1_000_001 + b'"}', "longer than 1000000 characters"),
         (b"x" * (MAX_LINE_BYTES + 1), "longer than 2097152 bytes"),
         (b"x" * (3 * MAX_LINE_BYTES), "longer than 2097152 bytes"),
+        (b'{"content": "x", "content": "y"}', "key 'content' occurs twice"),
+        (b'{"content": "x", "a": [{"b": 1, "b": 1}]}', "key 'b' occurs twice"),
+        (b'{"content": "x\x00"}', "not JSON"),
+        (b'{"content": "\\ud800"}', "not JSON"),
+        (b'{"content": "x", "n": NaN}', "not JSON"),
     ],
-    ids=[*"abcdefghijklm"],
+    ids=[*"abcdefghijklmnopqr"],
 )
 def test_a_bad_line_is_named_and_the_next_one_read(write, line, reason):
     path = write("a.jsonl", b'{"content": "before"}\n' + line + b'\n{"content": "after"}\n')
@@ -96,6 +105,40 @@ def test_json_columns_by_name(write):
 
     assert documents(path, id_column="sku", content_column="note") == [{"id": "s", "content": "x"}]
     assert faults(path, id_column="sku", content_column="note") == [(2, "no note")]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", []),
+        (b"\n\r\n  \n", []),
+        (b'{"content": "x"}\r\n{"content": "y"}', ["a-1", "a-2"]),
+        (b'\n\n{"content": "a\\u0000b"}\n', ["a-3"]),
+    ],
+    ids=["empty", "empty lines", "windows", "nul"],
+)
+def test_json_lines_that_are_fine(write, content, expected):
+    path = write("a.jsonl", content)
+    assert [document["id"] for document in documents(path)] == expected
+    assert faults(path) == []
+
+
+def test_a_bad_line_comes_with_what_stands_there(write):
+    long = b"x" * (MAX_LINE_BYTES + 1)
+    path = write("a.jsonl", b'oops\r\n{"a": "\xff"}\n' + long + b"\n")
+
+    items = list(read_documents(path))
+    assert [(item.raw, item.whole) for item in items] == [
+        (b"oops\r\n", True),
+        (b'{"a": "\xff"}\n', True),
+        (long[:1024], False),
+    ]
+
+
+def test_a_row_comes_with_what_stands_there(write):
+    path = write("a.csv", b'id,content\n1,"one\ntwo"\n2\n')
+
+    assert [item.raw for item in read_documents(path)] == [b'1,"one\ntwo"\n', b"2\n"]
 
 
 @given(
@@ -324,6 +367,84 @@ def test_a_markdown_file_that_is_not_utf8_is_named_and_the_others_read(write, tm
 
     assert faults(tmp_path / "docs") == [(2, "not UTF-8")]
     assert [document["id"] for document in documents(tmp_path / "docs")] == ["b.md"]
+
+
+# -- compressed, from the middle, from standard input ----------------------------------------------
+
+
+PACKED = {"gz": "gzip", "zst": "zstd"}
+
+
+def packed(data, ending):
+    return pa.compress(data, codec=PACKED[ending], asbytes=True)
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_compressed_lines_and_tables(write, ending):
+    lines = b"".join(b'{"content": "text %d"}\n' % number for number in range(5000))
+    path = write(f"a.jsonl.{ending}", packed(lines, ending))
+    items = list(read_documents(path))
+    assert [item.document["id"] for item in items] == [f"a-{n + 1}" for n in range(5000)]
+    assert items[-1].position <= items[-1].total == path.stat().st_size
+
+    table = write(f"b.csv.{ending}", packed(b"id;content\n1;a, b\n", ending))
+    assert documents(table) == [{"id": "1", "content": "a, b", "metadata": {}}]
+
+
+@pytest.mark.parametrize("ending", PACKED)
+@pytest.mark.parametrize("damage", ["cut", "garbage"])
+def test_a_damaged_compressed_file_says_so(write, ending, damage):
+    whole = packed(random.Random(1).randbytes(100_000).hex().encode(), ending)
+    path = write(f"a.jsonl.{ending}", whole[:50_000] if damage == "cut" else b"no compression")
+
+    with pytest.raises(InvalidError, match=r"cannot read .*a\.jsonl"):
+        list(read_documents(path))
+
+
+FILES = {
+    "a.jsonl": '{"id": "x", "content": "a"}\n\noops\n{"content": "é"}\r\n{"content": "b"}',
+    "a.csv": 'id,content,n\n,"one\ntwo",1\n\nbad\n3,"é",2\n,x,3\n',
+    "a.md": "# A\n\na\n\n# B\n\nb\n\n# C\n\nc\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [(name, ending) for name in FILES for ending in ("", *PACKED) if name != "a.md" or not ending],
+)
+def test_reading_goes_on_after_any_item(write, name, ending):
+    data = FILES[name].encode()
+    path = write(f"{name}.{ending}" if ending else name, packed(data, ending) if ending else data)
+
+    every = list(read_documents(path))
+    assert len(every) >= 3
+    for place, item in enumerate(every, start=1):
+        rest = list(read_documents(path, after=item.mark))
+        assert [(i.line, i.document, i.mark) for i in rest] == [
+            (i.line, i.document, i.mark) for i in every[place:]
+        ]
+
+
+def test_standard_input():
+    """A process of its own: what is read is the descriptor, not Python's stream on it."""
+    code = (
+        "import mesh, sys, pathlib;"
+        "form = sys.argv[1] if sys.argv[1:] else None;"
+        "[print(i.document or i.reason) for i in"
+        " mesh.read_documents(pathlib.Path('-'), form=form)]"
+    )
+
+    def read(data, *form):
+        argv = [sys.executable, "-c", code, *form]
+        done = subprocess.run(argv, input=data, capture_output=True, check=True, timeout=60)
+        return done.stdout.decode().splitlines()
+
+    data = b'{"content": "x"}\noops\n{"content": "x"}\n{"id": 7, "content": "x"}\n'
+    lines = read(data)
+    assert len(set(lines)) == 4, "two documents of one id"
+    assert lines[0].startswith("{'content': 'x', 'id': 'stdin-1-")
+    assert lines == read(data)
+    assert read(b"id,content\n1,x\n", "csv") == ["{'id': '1', 'content': 'x', 'metadata': {}}"]
 
 
 # -- files that cannot be read ---------------------------------------------------------------------

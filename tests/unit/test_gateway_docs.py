@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from gateway_fakes import PREFIX, Client
 
-from agents.gateway import bodies, reports
+from agents.gateway import action_bodies, bodies, reports
 from agents.gateway.examples import ANSWERS, REQUESTS
 from agents.gateway.reference import reference
 from mesh import messages
@@ -42,7 +42,17 @@ async def test_every_operation_says_who_may_what_comes_and_what_goes_wrong():
         ("post", "/search"),
         ("post", "/actions"),
         ("get", "/actions"),
+        ("get", "/actions/catalogue"),
+        ("get", "/actions/queue"),
+        ("get", "/actions/dead-letters"),
         ("get", "/actions/{action_id}"),
+        ("post", "/actions/{action_id}/cancel"),
+        ("post", "/actions/{action_id}/retry"),
+        ("post", "/sagas"),
+        ("get", "/sagas"),
+        ("get", "/sagas/{saga_id}"),
+        ("post", "/sagas/{saga_id}/resume"),
+        ("post", "/sagas/{saga_id}/abort"),
         ("get", "/status"),
         ("post", "/refresh-token"),
         ("get", "/nodes"),
@@ -77,7 +87,7 @@ def test_references_lead_somewhere():
     ("operation", "kind"),
     [
         ("search", bodies.Search),
-        ("run_action", bodies.Action),
+        ("run_action", action_bodies.Action),
         ("register", bodies.Join),
         ("refresh_token", bodies.Refresh),
         ("register_node", bodies.NewNode),
@@ -94,7 +104,15 @@ def test_examples_of_bodies_are_good_bodies(operation, kind):
     ("operation", "kind"),
     [
         ("search", messages.SearchResult),
-        ("run_action", bodies.ActionDone),
+        ("run_action", action_bodies.ActionDone),
+        ("run_action 202", action_bodies.ActionQueued),
+        ("list_actions", action_bodies.ActionPage),
+        ("show_action", action_bodies.ActionRecords),
+        ("cancel_action", action_bodies.ActionStopped),
+        ("retry_action", action_bodies.ActionQueued),
+        ("list_queue", messages.QueueList),
+        ("list_dead_letters", messages.QueueList),
+        ("list_offered", messages.OfferedActions),
         ("health", reports.HealthReport),
         ("register", bodies.Joined),
         ("refresh_token", bodies.Refreshed),

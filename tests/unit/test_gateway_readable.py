@@ -44,7 +44,7 @@ async def test_the_history_of_what_one_may_run(client, bearer, query, asked):
         assert client.mesh.calls == []
     else:
         assert answer.status == 200
-        assert client.mesh.calls[0][2]["action"] == asked
+        assert client.mesh.calls[0][1]["action"] == asked
 
 
 async def test_another_action_is_as_if_it_were_not_there(client):

@@ -5,7 +5,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import structlog
 
 from mesh.errors import ConfigError, InvalidError
 from mesh.runtime.attempt import check_params
@@ -24,9 +23,7 @@ class Note:
 
 
 def context():
-    return ActionContext(
-        id="1", node="crm", caller="ops", attempt=1, deadline=0, log=structlog.get_logger()
-    )
+    return ActionContext(id="1", node="crm", caller="ops", attempt=1, deadline=0)
 
 
 async def test_typed_action_gets_its_type():

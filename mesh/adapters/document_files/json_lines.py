@@ -2,50 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from mesh.adapters.document_files.items import (
     MAX_LINE_BYTES,
+    STANDARD_INPUT,
     Item,
+    Mark,
     Source,
-    bounded_lines,
     without_bom,
 )
+from mesh.adapters.document_files.text_lines import Line, opened
 from mesh.core.documents import CONTENT_FIELDS
 from mesh.wire.messages import MAX_CONTENT_CHARS
 
+_DIGEST_DIGITS = 16
+
 
 def read_json_lines(
-    source: Source, *, id_column: str | None, content_column: str | None
+    source: Source, *, id_column: str | None, content_column: str | None, after: Mark
 ) -> Iterator[Item]:
     """Every line as a document; other keys than id and content go along as they are."""
-    with source.path.open("rb") as stream:
-        for number, line in enumerate(bounded_lines(stream), start=1):
-            at = stream.tell()
-            if line is None:
-                yield source.bad(f"longer than {MAX_LINE_BYTES} bytes", number, at)
+    with opened(source.path) as file:
+        file.go_to(after)
+        for line in file.lines():
+            number = file.mark.line
+            at, raw = (file.position, file.mark), line.data
+            if not line.whole:
+                reason = f"longer than {MAX_LINE_BYTES} bytes"
+                yield source.bad(reason, number, *at, raw, whole=False)
                 continue
             try:
-                text = without_bom(line.decode(), number).strip()
+                text = without_bom(raw.decode(), number).strip()
                 if not text:
                     continue
                 document = _document(
-                    msgspec.json.decode(text),
+                    _decoded(text),
                     id_column or "id",
                     content_column,
-                    new_id=f"{source.path.stem}-{number}",
+                    new_id=_new_id(source, number, line),
                 )
             except UnicodeDecodeError:
-                yield source.bad("not UTF-8", number, at)
+                yield source.bad("not UTF-8", number, *at, raw)
             except (msgspec.DecodeError, RecursionError) as error:
-                yield source.bad(f"not JSON: {error}", number, at)
+                yield source.bad(f"not JSON: {error}", number, *at, raw)
             except ValueError as error:
-                yield source.bad(str(error), number, at)
+                yield source.bad(str(error), number, *at, raw)
             else:
-                yield source.read(document, number, at)
+                yield source.read(document, number, *at, raw)
+
+
+def _decoded(text: str) -> Any:
+    """Raises: ValueError: A key occurs twice in one object: which value is meant nobody knows."""
+    value = msgspec.json.decode(text)
+    json.loads(text, object_pairs_hook=_without_doubles)
+    return value
+
+
+def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice[:80]!r} occurs twice")
+
+
+def _new_id(source: Source, number: int, line: Line) -> str:
+    """Of a document without one: the same whenever the same file is read, and no other file's.
+    What comes through standard input has no name, so its text has to tell it apart.
+    """
+    if source.path != STANDARD_INPUT:
+        return f"{source.stem}-{number}"
+    digest = hashlib.sha256(line.data.strip()).hexdigest()[:_DIGEST_DIGITS]
+    return f"{source.stem}-{number}-{digest}"
 
 
 def _document(

@@ -6,20 +6,22 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from mesh.adapters.document_files.items import (
     MAX_LINE_BYTES,
     Item,
+    Mark,
     Source,
-    bounded_lines,
     refused,
     without_bom,
 )
+from mesh.adapters.document_files.text_lines import Line, TextFile, opened
 from mesh.core.documents import CONTENT_FIELDS
 from mesh.wire.messages import MAX_CONTENT_CHARS
 
 _INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
+_TOO_LONG = "x" * (MAX_LINE_BYTES + 1)
 _DECIMAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d{1,3})?")
 
 Row = list[str] | str
@@ -36,41 +38,50 @@ class _Layout(NamedTuple):
 
 
 def read_table(
-    source: Source, *, id_column: str | None, content_column: str | None
+    source: Source,
+    *,
+    suffix: str,
+    id_column: str | None,
+    content_column: str | None,
+    after: Mark,
 ) -> Iterator[Item]:
     """Every row as a document; other columns than id and content become metadata. It takes two
     passes, since only a whole column tells whether its cells are numbers.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
-    with source.path.open("rb") as stream:
-        layout = _layout(stream, source, id_column, content_column)
-        stream.seek(0)
-        rows = _rows(stream, source.path)
-        next(rows)
-        for number, row in rows:
-            at = stream.tell()
+    with opened(source.path) as file:
+        rows = _Rows(file, delimiter=_delimiter(source.path, suffix))
+        layout = _layout(rows, source, id_column, content_column)
+    with opened(source.path) as file:
+        rows = _Rows(file, delimiter=rows.delimiter)
+        if after.at:
+            file.go_to(after)
+        else:
+            next(rows.every())
+        for number, row in rows.every():
             fault = row if isinstance(row, str) else _fault(row, layout)
+            at = (file.position, file.mark)
             if isinstance(row, str) or fault:
-                yield source.bad(fault, number, at)
+                yield source.bad(fault, number, *at, rows.raw, whole=rows.whole)
             elif row:
-                document = _document(row, layout, new_id=f"{source.path.stem}-{number}")
-                yield source.read(document, number, at)
+                document = _document(row, layout, new_id=f"{source.stem}-{number}")
+                yield source.read(document, number, *at, rows.raw)
 
 
 def _layout(
-    stream: BinaryIO, source: Source, id_column: str | None, content_column: str | None
+    rows: _Rows, source: Source, id_column: str | None, content_column: str | None
 ) -> _Layout:
-    header = _header(_rows(stream, source.path))
+    found = rows.every()
+    header = _header(found)
     content_at = _place(header, "content_column", content_column, "content")
     if content_at is None and not set(CONTENT_FIELDS) & set(header):
         columns = ", ".join(("content", *CONTENT_FIELDS))
         raise refused(
             "content_column", f"{source.name} has no column {columns}: name the one with the text"
         )
-    stream.seek(0)
     return _Layout(
         header=header,
-        kinds=_kinds(_rows(stream, source.path), len(header)),
+        kinds=_kinds(found, len(header)),
         id_at=_place(header, "id_column", id_column, "id"),
         content_at=content_at,
     )
@@ -119,31 +130,53 @@ def _document(row: Sequence[str], layout: _Layout, *, new_id: str) -> dict[str, 
     return {**document, "metadata": metadata}
 
 
-def _rows(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Row]]:
-    """Line number and cells of every row; text instead of cells says what is wrong with it."""
-    first = stream.readline(MAX_LINE_BYTES).decode(errors="replace")
-    stream.seek(0)
-    delimiter = "," if path.suffix.lower() == ".csv" else "\t"
-    if delimiter == "," and ";" in first and "," not in first:
-        delimiter = ";"
-    reader = csv.reader(_texts(stream), delimiter=delimiter, strict=True)
-    while True:
-        number = reader.line_num + 1
-        try:
-            yield number, next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield number, f"not a row: {error}"
+def _delimiter(path: Path, suffix: str) -> str:
+    if suffix != ".csv":
+        return "\t"
+    with opened(path) as file:
+        first = next(file.lines(), Line(b"", whole=True)).data.decode(errors="replace")
+    return ";" if ";" in first and "," not in first else ","
 
 
-def _texts(stream: BinaryIO) -> Iterator[str]:
-    """Lines as text; bytes that are none survive as lone surrogates, to be found in their row. A
-    line that is too long for any document becomes one that csv refuses.
-    """
-    for number, line in enumerate(bounded_lines(stream), start=1):
-        text = "x" * (MAX_LINE_BYTES + 1) if line is None else line.decode(errors="surrogateescape")
-        yield without_bom(text, number)
+class _Rows:
+    """Rows of a file; `raw` is what the one that came last was read from, all of it if `whole`."""
+
+    def __init__(self, file: TextFile, *, delimiter: str) -> None:
+        self._file = file
+        self.delimiter = delimiter
+        self.whole = True
+        self._lines: list[bytes] = []
+        self._bytes = 0
+
+    @property
+    def raw(self) -> bytes:
+        return b"".join(self._lines)
+
+    def every(self) -> Iterator[tuple[int, Row]]:
+        """Line number and cells of every row; text instead of cells says what is wrong with it."""
+        reader = csv.reader(self._texts(), delimiter=self.delimiter, strict=True)
+        while True:
+            number = self._file.mark.line + 1
+            self._lines, self._bytes, self.whole = [], 0, True
+            try:
+                yield number, next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, f"not a row: {error}"
+
+    def _texts(self) -> Iterator[str]:
+        """Lines as text; bytes that are none survive as lone surrogates, to be found in their row.
+        What is too long for any document becomes a cell that csv refuses.
+        """
+        for line in self._file.lines():
+            self._bytes += len(line.data)
+            fits = line.whole and self._bytes <= 2 * MAX_LINE_BYTES
+            self.whole = self.whole and fits
+            if fits or not self._lines:
+                self._lines.append(line.data)
+            text = line.data.decode(errors="surrogateescape") if fits else _TOO_LONG
+            yield without_bom(text, self._file.mark.line)
 
 
 def _header(rows: Iterator[tuple[int, Row]]) -> list[str]:
@@ -160,7 +193,6 @@ def _kinds(rows: Iterator[tuple[int, Row]], columns: int) -> list[type]:
     """What all cells of each column are: bool, int, float, or else str; empty ones do not count."""
     every = {bool, int, float}
     possible = [set(every) for _ in range(columns)]
-    next(rows)
     for _, row in rows:
         if isinstance(row, str) or len(row) != columns:
             continue

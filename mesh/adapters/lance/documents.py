@@ -11,7 +11,7 @@ import lancedb
 import numpy as np
 import structlog
 
-from mesh.adapters.lance import candidates, schema
+from mesh.adapters.lance import candidates, memory, schema
 from mesh.adapters.lance.candidates import Query
 from mesh.adapters.lance.catalogue import Catalogue
 from mesh.adapters.lance.driver import translated
@@ -19,9 +19,9 @@ from mesh.adapters.lance.table import ClosedError, Collection, Store
 from mesh.core import documents as rules
 from mesh.core import filters as filter_rules
 from mesh.core import text
-from mesh.core.filters import Condition
+from mesh.core.filters import Condition, Kind
 from mesh.errors import InvalidError, MeshError, StateError, UnavailableError
-from mesh.ports import Clock, Embedder, Written
+from mesh.ports import Census, Clock, Embedder, Written
 from mesh.types import SearchMode
 from mesh.wire.codec import convert
 from mesh.wire.messages import (
@@ -67,6 +67,7 @@ class LanceDocuments:
         Raises:
             StateError: The folder cannot be used, or its vectors are another embedder's.
         """
+        memory.use_little()
         # A relative path without a slash would be taken for the name of a cloud database.
         folder = await asyncio.to_thread(_folder, path)
         catalogue = await asyncio.to_thread(Catalogue, folder)
@@ -110,18 +111,7 @@ class LanceDocuments:
         Raises:
             InvalidError, StateError: Nothing changed.
         """
-        _check_name(collection)
-        # The place in the caller's batch, so that errors name it.
-        latest: dict[str, tuple[Document, str]] = {}
-        for number, document in enumerate(documents):
-            place = f"documents[{number}]"
-            rules.check(document, field=place)
-            latest[document.id] = (document, place)
-        if not latest:
-            message = "must not be empty"
-            raise InvalidError(f"documents {message}", fields={"documents": [message]})
-        distinct = [document for document, _ in latest.values()]
-        places = [place for _, place in latest.values()]
+        distinct, places = _checked(collection, documents)
         while True:
             found = await self._obtain(collection, distinct, places)
             try:
@@ -225,6 +215,78 @@ class LanceDocuments:
             await self._store.connection.drop_table(collection, ignore_missing=True)
         await asyncio.to_thread(self._catalogue.end_drop, collection)
 
+    # -- replicas ----------------------------------------------------------------------------------
+
+    async def would_index(self, collection: str, documents: Sequence[Document]) -> int:
+        distinct, places = _checked(collection, documents)
+        found = self._collections.get(collection)
+        if found is None or found.closed:
+            schema.new_columns(distinct, {}, places=places)
+            return len(distinct)
+        try:
+            return await found.would_upsert(distinct, places)
+        except ClosedError:
+            raise self._gone(collection) from None
+
+    async def would_update(
+        self,
+        collection: str,
+        id: str,  # noqa: A002
+        fields: Mapping[str, Any],
+    ) -> tuple[Document, bool]:
+        try:
+            return await self._known(collection).would_update(id, fields)
+        except ClosedError:
+            raise self._gone(collection) from None
+
+    async def would_delete(
+        self,
+        collection: str,
+        *,
+        ids: Sequence[str] = (),
+        filters: Mapping[str, Any] | None = None,
+    ) -> tuple[str, ...]:
+        found = self._known(collection)
+        try:
+            return tuple(await found.would_delete(ids, filters or {}))
+        except ClosedError:
+            raise self._gone(collection) from None
+
+    async def replace(
+        self,
+        collection: str,
+        *,
+        puts: Sequence[Document] = (),
+        deletes: Sequence[str] = (),
+        columns: Mapping[str, str] | None = None,
+    ) -> Written:
+        """As another replica did it; nothing is refused.
+
+        Raises:
+            StateError
+        """
+        wanted = convert(dict(columns or {}), dict[str, Kind])
+        while True:
+            found = self._collections.get(collection)
+            if found is None or found.closed:
+                found = await self._to_the_end(self._make(collection))
+            try:
+                return await found.replace(puts, deletes, wanted)
+            except ClosedError:
+                if self._closed:
+                    raise self._gone(collection) from None
+
+    async def census(self, collection: str) -> Census:
+        found = self._known(collection)
+        try:
+            return await found.census()
+        except ClosedError:
+            raise self._gone(collection) from None
+
+    def columns(self, collection: str) -> dict[str, str]:
+        found = self._collections.get(collection)
+        return {} if found is None else dict(found.columns)
+
     # -- reading -----------------------------------------------------------------------------------
 
     async def search(
@@ -321,6 +383,24 @@ class LanceDocuments:
         listed = ", ".join(known[:_MAX_LISTED]) + (", …" if len(known) > _MAX_LISTED else "")
         message = f"unknown collection {collection[:128]!r}; known: {listed or 'none'}"
         return InvalidError(message, fields={"collection": [message]})
+
+
+def _checked(collection: str, documents: Sequence[Document]) -> tuple[list[Document], list[str]]:
+    """Distinct documents, and the place of each in the caller's batch, so that errors name it.
+
+    Raises:
+        InvalidError
+    """
+    _check_name(collection)
+    latest: dict[str, tuple[Document, str]] = {}
+    for number, document in enumerate(documents):
+        place = f"documents[{number}]"
+        rules.check(document, field=place)
+        latest[document.id] = (document, place)
+    if not latest:
+        message = "must not be empty"
+        raise InvalidError(f"documents {message}", fields={"documents": [message]})
+    return [document for document, _ in latest.values()], [place for _, place in latest.values()]
 
 
 def _check_name(collection: str) -> None:

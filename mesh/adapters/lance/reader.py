@@ -14,6 +14,7 @@ from lancedb.query import MatchQuery
 
 from mesh.adapters.lance import candidates, expressions, schema
 from mesh.adapters.lance.candidates import Query
+from mesh.adapters.lance.census import Census
 from mesh.adapters.lance.driver import translated
 from mesh.wire.messages import StoredDocument
 
@@ -84,6 +85,15 @@ class Reader:
         return {
             id_: (digest, schema.split(words)) for id_, digest, words in zip(*columns, strict=True)
         }
+
+    async def census(self) -> Census:
+        """All ids and hashes there are.
+
+        Raises:
+            StateError
+        """
+        table = await self._search(self._table.query(), None, ["id", "hash"])
+        return await asyncio.to_thread(Census, table)
 
     async def _search(
         self, search: Any, chosen: Expr | None, columns: list[str], limit: int | None = None

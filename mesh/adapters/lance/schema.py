@@ -8,7 +8,7 @@ sees is then exactly what `mesh.core.text` counts, in every script.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,26 +128,28 @@ def new_columns(
     documents: Sequence[Document],
     existing: Mapping[str, Kind],
     *,
-    places: Sequence[str],
+    places: Sequence[str] | None,
 ) -> dict[str, Kind]:
     """The columns that these documents need besides the existing ones.
 
     Args:
         documents: What is to be written.
         existing: Columns there are.
-        places: What to call each document in an error, e.g. `documents[3]`.
+        places: What to call each document in an error, e.g. `documents[3]`; None: a value of
+            another kind is no error, it only cannot be filtered by.
 
     Raises:
         InvalidError: A value whose kind is not the column's.
     """
     known = dict(existing)
-    for document, place in zip(documents, places, strict=True):
+    for number, document in enumerate(documents):
         for key, value in document.metadata.items():
             kind = _kind(key, value)
             if kind is None:
                 continue
             if key in known:
-                if known[key] != kind:
+                if known[key] != kind and places is not None:
+                    place = places[number]
                     field = f"{place}.metadata.{key}"
                     message = (
                         f"is {_named(kind)} in document {document.id[:80]!r}, "
@@ -224,12 +226,12 @@ def _metadata(schema: pa.Schema, key: bytes) -> str:
     return (schema.metadata or {}).get(key, b"0").decode()
 
 
-def _scalars(document: Document, columns: Iterable[str]) -> dict[str, Value]:
+def _scalars(document: Document, columns: Mapping[str, Kind]) -> dict[str, Value]:
     found: dict[str, Value] = {}
-    for key in columns:
+    for key, expected in columns.items():
         value: Any = document.metadata.get(key)
         kind = _kind(key, value)
-        if kind is not None:
+        if kind == expected:
             found[key] = float(value) if kind == "number" else value
     return found
 

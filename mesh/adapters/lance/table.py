@@ -24,6 +24,7 @@ from lancedb.index import FTS
 
 from mesh.adapters.lance import candidates, expressions, schema
 from mesh.adapters.lance.candidates import Query, Weights
+from mesh.adapters.lance.census import Census
 from mesh.adapters.lance.driver import translated
 from mesh.adapters.lance.reader import Reader
 from mesh.adapters.lance.statistics import Statistics
@@ -44,6 +45,9 @@ _FULL_TEXT = FTS(
     remove_stop_words=False,
     ascii_folding=False,
 )
+
+_MOST_IDS = 1000
+"""In one expression."""
 
 _log = structlog.get_logger()
 
@@ -79,6 +83,8 @@ class Collection:
         self._born = 0
         self._stale = True
         """Whether a write may have changed the table without our knowing."""
+        self._counted: tuple[int, Census] | None = None
+        """The last census, and of which data version."""
         self._writer = asyncio.Lock()
         self._writes: set[asyncio.Task[Written]] = set()
         self._reads = 0
@@ -186,13 +192,16 @@ class Collection:
         """
 
         async def write() -> Written:
-            stored = await self._reader.fetch([id])
-            if not stored:
-                raise NotFoundError(f"collection {self.name!r} has no document {id[:80]!r}")
-            old = Document(id=id, content=stored[0].content, metadata=stored[0].metadata)
-            return await self._upsert([rules.merged(old, fields)], ["fields"])
+            return await self._upsert([await self._merged(id, fields)], ["fields"])
 
         return await self._write(write)
+
+    async def _merged(self, id: str, fields: Mapping[str, Any]) -> Document:  # noqa: A002
+        stored = await self._reader.fetch([id])
+        if not stored:
+            raise NotFoundError(f"collection {self.name!r} has no document {id[:80]!r}")
+        old = Document(id=id, content=stored[0].content, metadata=stored[0].metadata)
+        return rules.merged(old, fields)
 
     async def delete(self, ids: Sequence[str], filters: Mapping[str, Any]) -> Written:
         """Remove the documents that have one of the ids, if any are given, and match the filters;
@@ -203,11 +212,81 @@ class Collection:
         """
 
         async def write() -> Written:
-            parts = [expressions.ids(ids)] if ids else []
-            parts += expressions.each(conditions(filters, self.columns))
-            return await self._delete(expressions.all_of(parts), ids)
+            return await self._delete(self._chosen(ids, filters), ids)
 
         return await self._write(write)
+
+    def _chosen(self, ids: Sequence[str], filters: Mapping[str, Any]) -> Expr:
+        parts = [expressions.ids(ids)] if ids else []
+        parts += expressions.each(conditions(filters, self.columns))
+        return expressions.all_of(parts)
+
+    async def replace(
+        self, puts: Sequence[Document], deletes: Sequence[str], columns: Mapping[str, Kind]
+    ) -> Written:
+        """Remove these, write those, refuse nothing; `columns` are made where there are none.
+
+        Raises:
+            StateError, ClosedError
+        """
+
+        async def write() -> Written:
+            missing = {key: kind for key, kind in columns.items() if key not in self.columns}
+            if missing:
+                with self._committing():
+                    await self._add_columns(missing)
+                    self._committed(await self._table.version(), Statistics(), 0)
+            done = Written((), self.data_version)
+            for start in range(0, len(deletes), _MOST_IDS):
+                some = deletes[start : start + _MOST_IDS]
+                done = await self._delete(expressions.ids(some), some)
+            return await self._upsert(puts, None) if puts else done
+
+        return await self._write(write)
+
+    # -- what a write would do ---------------------------------------------------------------------
+
+    async def would_upsert(self, documents: Sequence[Document], places: Sequence[str]) -> int:
+        """How many documents `upsert` would change.
+
+        Raises:
+            InvalidError, StateError, ClosedError
+        """
+        schema.new_columns(documents, self.columns, places=places)
+        with self._reading():
+            stored = await self._reader.words(
+                expressions.ids(document.id for document in documents)
+            )
+        return sum(
+            rules.content_hash(document.content, document.metadata)
+            != stored.get(document.id, ("", []))[0]
+            for document in documents
+        )
+
+    async def would_update(
+        self,
+        id: str,  # noqa: A002
+        fields: Mapping[str, Any],
+    ) -> tuple[Document, bool]:
+        """The document as `update` would leave it, and whether that is another one.
+
+        Raises:
+            InvalidError, NotFoundError, StateError, ClosedError
+        """
+        with self._reading():
+            new = await self._merged(id, fields)
+        return new, bool(await self.would_upsert([new], ["fields"]))
+
+    async def would_delete(self, ids: Sequence[str], filters: Mapping[str, Any]) -> list[str]:
+        """Whom `delete` would remove.
+
+        Raises:
+            InvalidError, StateError, ClosedError
+        """
+        chosen = self._chosen(ids, filters)
+        with self._reading():
+            stored = await self._reader.words(chosen)
+        return _ordered(stored, ids)
 
     async def _write(self, write: Callable[[], Awaitable[Written]]) -> Written:
         """Run `write` alone, and to its end even if the caller is cancelled."""
@@ -236,7 +315,7 @@ class Collection:
         if error is not None and not isinstance(error, MeshError | ClosedError):
             _log.error("mesh.documents.write_failed", collection=self.name, exc_info=error)
 
-    async def _upsert(self, documents: Sequence[Document], places: Sequence[str]) -> Written:
+    async def _upsert(self, documents: Sequence[Document], places: Sequence[str] | None) -> Written:
         added = schema.new_columns(documents, self.columns, places=places)
         stored = await self._reader.words(expressions.ids(document.id for document in documents))
         rows, vectors, change = await asyncio.to_thread(self._rows, documents, stored)
@@ -244,9 +323,7 @@ class Collection:
             return Written((), self.data_version)
         with self._committing():
             if added:
-                await self._table.add_columns(pa.schema(schema.column_fields(added)))
-                self._schema = await self._table.schema()
-                self.columns = schema.columns_of(self._schema)
+                await self._add_columns(added)
             now = self._store.clock.unix_ms()
             table = schema.as_table(rows, vectors, schema=self._schema, updated_at=now)
             merge = self._table.merge_insert("id").when_matched_update_all()
@@ -256,6 +333,11 @@ class Collection:
             result = await merge.execute(table, on_bad_vectors="null")
             self._committed(result.version, change, len(rows))
         return Written(tuple(row.document.id for row in rows), self.data_version)
+
+    async def _add_columns(self, added: Mapping[str, Kind]) -> None:
+        await self._table.add_columns(pa.schema(schema.column_fields(added)))
+        self._schema = await self._table.schema()
+        self.columns = schema.columns_of(self._schema)
 
     def _rows(
         self, documents: Sequence[Document], stored: Mapping[str, tuple[str, list[str]]]
@@ -287,8 +369,7 @@ class Collection:
         with self._committing():
             result = await self._table.delete(chosen)
             self._committed(result.version, change, 0)
-        order = [name for name in dict.fromkeys(ids) if name in stored] if ids else sorted(stored)
-        return Written(tuple(order), self.data_version)
+        return Written(tuple(_ordered(stored, ids)), self.data_version)
 
     @contextlib.contextmanager
     def _committing(self) -> Iterator[None]:
@@ -353,6 +434,18 @@ class Collection:
         with self._reading():
             return await self._reader.fetch(ids)
 
+    async def census(self) -> Census:
+        """What is there now, counted anew where something was written since the last time.
+
+        Raises:
+            StateError, ClosedError
+        """
+        version = self.data_version
+        if self._counted is None or self._counted[0] != version:
+            with self._reading():
+                self._counted = (version, await self._reader.census())
+        return self._counted[1]
+
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         if self.closed:
@@ -365,6 +458,10 @@ class Collection:
             self._reads -= 1
             if not self._reads:
                 self._idle.set()
+
+
+def _ordered(stored: Mapping[str, object], ids: Sequence[str]) -> list[str]:
+    return [name for name in dict.fromkeys(ids) if name in stored] if ids else sorted(stored)
 
 
 def _count(statistics: Statistics, batch: pa.RecordBatch) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from lancedb import AsyncTable
 
+from mesh.adapters.lance import memory
 from mesh.adapters.lance.driver import translated
 from mesh.errors import StateError
 from mesh.ports import Clock
@@ -68,6 +69,7 @@ class Tidier:
                 self._writes = self._rows = 0
                 with translated("tidying", self._collection):
                     await self._table.optimize(cleanup_older_than=GRACE)
+            await asyncio.to_thread(memory.give_back)
         except StateError:
             # It is in the log; queries are slower until the next time, and nothing is lost.
             return

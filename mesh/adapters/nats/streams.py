@@ -31,6 +31,7 @@ _SETTINGS: dict[str, Any] = {
     "deny_delete": True,
     "deny_purge": True,
 }
+_LIMITS = ("max_age", "max_bytes")
 
 
 class Stored(NamedTuple):
@@ -48,11 +49,13 @@ class _ApiError(msgspec.Struct, frozen=True):
 
 
 class _State(msgspec.Struct, frozen=True):
+    first_seq: int = 0
     last_seq: int = 0
 
 
 class _Config(msgspec.Struct, frozen=True):
     max_age: int = 0
+    max_bytes: int = 0
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -90,7 +93,7 @@ class AppendOnlyStream:
         }
 
     async def prepare(self) -> None:
-        """Make the stream, or give the one that is there the age we want.
+        """Make the stream, or give the one that is there the limits we want.
 
         Raises:
             UnavailableError: JetStream does not answer, or refuses.
@@ -101,7 +104,7 @@ class AppendOnlyStream:
                 raise self._refused(found.error)
             await self._set("STREAM.CREATE")
             log.info("mesh.stream.made", stream=self._name)
-        elif found.config.max_age != self._settings["max_age"]:
+        elif any(getattr(found.config, name) != self._settings[name] for name in _LIMITS):
             await self._set("STREAM.UPDATE")
             log.info("mesh.stream.changed", stream=self._name)
 
@@ -120,7 +123,12 @@ class AppendOnlyStream:
 
     async def last_sequence(self, *, timeout_s: float) -> int:
         """Of what was added last; 0: nothing ever was."""
-        return self._good(await self._api("STREAM.INFO", b"", timeout_s=timeout_s)).state.last_seq
+        return (await self.bounds(timeout_s=timeout_s))[1]
+
+    async def bounds(self, *, timeout_s: float) -> tuple[int, int]:
+        """Sequence numbers of the oldest that is still there and of what was added last."""
+        state = self._good(await self._api("STREAM.INFO", b"", timeout_s=timeout_s)).state
+        return state.first_seq, state.last_seq
 
     async def get(self, sequence: int, *, timeout_s: float) -> Stored | None:
         """What stands there; None: it is too old, or lost."""

@@ -7,28 +7,34 @@ from __future__ import annotations
 
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
     Float,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
     String,
     Table,
     Text,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
 from mesh.wire import codec
 from mesh.wire.messages import (
+    ActionDescription,
     ActionInfo,
     ActionRequest,
     CollectionInfo,
+    CopyPlace,
     ErrorReply,
     HistoryRecord,
+    Saga,
 )
 
 registry = MetaData()
@@ -169,13 +175,51 @@ actions = Table(
     Column("error", Json(ErrorReply)),
     Column("accepted_at", BigInteger, nullable=False),
     Column("trace", Text, nullable=False),
+    Column("final", Boolean, nullable=False, server_default=sa.true()),
+    Column("mode", String(16), nullable=False, server_default="sync"),
+    Column("begun_at", BigInteger, nullable=False, server_default="0"),
+    Column("sequence", BigInteger, nullable=False, server_default="0"),
+    Column("size", Integer, nullable=False, server_default="0"),
+    Index("ix_actions_sequence", "sequence", "size"),
+    Index("ix_actions_at", "at"),
     Index("ix_actions_accepted_at", "accepted_at", "id"),
     Index("ix_actions_node", "node", "accepted_at"),
     Index("ix_actions_action", "action", "accepted_at"),
     Index("ix_actions_caller", "caller", "accepted_at"),
     Index("ix_actions_state", "state", "accepted_at"),
 )
-"""The history index: one row per action and node, in its latest state."""
+"""The history index: one row per action and node, in its latest state. `begun_at` is when its last
+attempt was accepted, `sequence` tells the order of the rows' last changes, `size` is in bytes.
+"""
+
+attempts = Table(
+    "attempts",
+    registry,
+    Column("id", Text, primary_key=True),
+    Column("node", String(64), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("begun_at", BigInteger, nullable=False),
+    Column("duration_ms", Float),
+    Column("result", Text),
+    Column("error", Json(ErrorReply)),
+    Column("final", Boolean, nullable=False),
+    Column("size", Integer, nullable=False),
+    ForeignKeyConstraint(["id", "node"], ["actions.id", "actions.node"], ondelete="CASCADE"),
+    Index("ix_attempts_size", "size"),
+)
+"""What an action tried before the attempt that its row tells of."""
+
+descriptions = Table(
+    "descriptions",
+    registry,
+    Column("node", String(64), primary_key=True),
+    Column("action", String(64), primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("description", Json(ActionDescription), nullable=False),
+)
+"""What nodes offer, as its authors declared it."""
 
 cursors = Table(
     "cursors",
@@ -183,7 +227,37 @@ cursors = Table(
     Column("name", String(32), primary_key=True),
     Column("value", BigInteger, nullable=False),
 )
-"""Numbers that move within a transaction: `history` (stream sequence indexed), `epoch`."""
+"""Numbers that move within a transaction: `history` (stream sequence indexed), `history-base`
+(what was indexed of streams before this one), `epoch`.
+"""
+
+sagas = Table(
+    "sagas",
+    registry,
+    Column("id", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("caller", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger, nullable=False),
+    Column("record", Json(Saga), nullable=False),
+    Index("ix_sagas_started_at", "started_at", "id"),
+    Index("ix_sagas_ended_at", "ended_at"),
+    Index("ix_sagas_state", "state", "started_at"),
+    Index("ix_sagas_name", "name", "started_at"),
+    Index("ix_sagas_caller", "caller", "started_at"),
+)
+"""The copy of the stream of sagas: one row each. `ended_at` 0: it has not ended."""
+
+saga_actions = Table(
+    "saga_actions",
+    registry,
+    Column("saga", String(64), primary_key=True),
+    Column("action", String(64), primary_key=True),
+)
+"""Which actions a saga runs, or may have to: whoever may run only some sees no others."""
 
 access_tokens = Table(
     "access_tokens",
@@ -251,7 +325,29 @@ entries = Table(
     Column("settled_at", BigInteger),
     Column("outcome", Json(HistoryRecord)),
     Column("recorded", Boolean, nullable=False),
-    Index("ix_entries_open", "recorded", "accepted_at"),
-    Index("ix_entries_settled_at", "settled_at"),
+    Index("ix_entries_open", "accepted_at", sqlite_where=text("recorded = 0")),
 )
 """Actions that a node accepted, until their outcomes need not answer their ids any more."""
+
+positions = Table(
+    "positions",
+    journal,
+    Column("shard", String(64), primary_key=True),
+    Column("logged", Boolean, nullable=False),
+    Column("log", Text, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("place", Json(CopyPlace)),
+)
+"""A replica's place in the order of its shard's writes, and in what it copies from another one."""
+
+applied = Table(
+    "applied",
+    journal,
+    Column("id", Text, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("result", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Index("ix_applied_at", "at"),
+)
+"""Actions that wrote to the shard, whichever replica ran them, and what they answered."""

@@ -15,7 +15,7 @@ from mesh.errors import ConflictError
 from mesh.types import Status
 from mesh.wire.messages import NodeRecord
 
-_LIVE = frozenset({"health", "reason", "lag_ms", "in_flight", "queued", "verbs"})
+_LIVE = frozenset({"health", "reason", "lag_ms", "in_flight", "queued", "verbs", "shard"})
 """Fields of a record that are seen, not remembered."""
 
 _AT_THE_DOOR = frozenset({"api_key_hash", "previous_key_hash", "previous_until", "scopes"})

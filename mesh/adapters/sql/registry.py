@@ -4,31 +4,29 @@ has not been tried: no test runs on it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, Connection, RowMapping
+from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mesh.adapters.sql import models
+from mesh.adapters.sql.action_rows import SqlActionRows
 from mesh.adapters.sql.audit import SqlAuditStore
 from mesh.adapters.sql.database import make_private, translated, tune_sqlite, upgrade
+from mesh.adapters.sql.descriptions import SqlDescriptions
 from mesh.adapters.sql.logins import SqlLoginStore
 from mesh.adapters.sql.node_rows import fields_of, insert_node, record_of
+from mesh.adapters.sql.sagas import SqlSagas
 from mesh.adapters.sql.signing_keys import SqlSigningKeys
 from mesh.adapters.sql.tokens import SqlTokenStore
-from mesh.core.action_states import join
 from mesh.errors import ConfigError, NotFoundError
-from mesh.types import ActionState
-from mesh.wire.messages import HistoryQuery, HistoryRecord, NodeRecord, NodeUpdate
+from mesh.wire.messages import NodeRecord, NodeUpdate
 
-_INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_BACKENDS = ("sqlite", "postgresql")
 
 _OBSERVED = (
     "version",
@@ -49,17 +47,19 @@ _OBSERVE = (
 
 
 class SqlRegistry:
-    """Registered nodes and the index of the action history."""
+    """Registered nodes; what else masters share in SQL is in its attributes."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         """Use `open`: the schema must be up to date."""
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
-        self._insert: Any = _INSERTS[engine.dialect.name]
+        self.actions = SqlActionRows(engine)
+        self.descriptions = SqlDescriptions(engine)
         self.tokens = SqlTokenStore(engine)
         self.logins = SqlLoginStore(engine)
         self.signing_keys = SqlSigningKeys(engine)
         self.audit = SqlAuditStore(engine)
+        self.sagas = SqlSagas(engine)
 
     @classmethod
     async def open(cls, url: str) -> SqlRegistry:
@@ -175,67 +175,6 @@ class SqlRegistry:
             async with self._writing() as connection:
                 return int((await connection.execute(statement)).scalar_one())
 
-    # -- history ---------------------------------------------------------------------------------
-
-    async def history_cursor(self) -> int:
-        query = sa.select(models.cursors.c.value).where(models.cursors.c.name == "history")
-        with translated():
-            async with self._engine.connect() as connection:
-                return int((await connection.execute(query)).scalar_one())
-
-    async def index_history(
-        self, records: Sequence[tuple[int, HistoryRecord]], *, cursor: int
-    ) -> None:
-        cursors, actions = models.cursors, models.actions
-        # Moving the cursor first makes two masters that index at once take turns.
-        move = sa.update(cursors).where(cursors.c.name == "history").values(value=cursor)
-        known = sa.select(actions).where(actions.c.id.in_({record.id for _, record in records}))
-        with translated():
-            async with self._writing() as connection:
-                await connection.execute(move)
-                if not records:
-                    return
-                rows = (await connection.execute(known)).mappings().all()
-                latest = {(row["id"], row["node"]): _record(row) for row in rows}
-                for _, record in records:
-                    key = (record.id, record.node)
-                    latest[key] = join(latest.get(key), record)
-                save = self._insert(actions)
-                changed = {
-                    column.name: save.excluded[column.name]
-                    for column in actions.columns
-                    if not column.primary_key
-                }
-                await connection.execute(
-                    save.on_conflict_do_update(index_elements=["id", "node"], set_=changed),
-                    [_action(record) for record in latest.values()],
-                )
-
-    async def history(self, query: HistoryQuery) -> tuple[list[HistoryRecord], int]:
-        actions = models.actions
-        wanted = sa.and_(*_conditions(query), *self._prefixed(query.id_prefix))
-        page = (
-            sa.select(actions)
-            .where(wanted)
-            .order_by(actions.c.accepted_at.desc(), actions.c.id.desc(), actions.c.node)
-            .limit(query.limit)
-            .offset(query.offset)
-        )
-        count = sa.select(sa.func.count()).select_from(actions).where(wanted)
-        with translated():
-            async with self._engine.connect() as connection:
-                rows = (await connection.execute(page)).mappings().all()
-                total = int((await connection.execute(count)).scalar_one())
-        return [_record(row) for row in rows], total
-
-    def _prefixed(self, prefix: str) -> list[sa.ColumnElement[bool]]:
-        column = models.actions.c.id
-        if not prefix:
-            return []
-        if self._engine.dialect.name == "sqlite":  # compares bytes, but not in LIKE
-            return [column >= prefix, column < prefix[:-1] + chr(ord(prefix[-1]) + 1)]
-        return [column.startswith(prefix, autoescape=True)]
-
     async def close(self) -> None:
         await self._engine.dispose()
 
@@ -248,7 +187,7 @@ def _checked(url: str) -> URL:
             "master.database is not a URL like sqlite+aiosqlite:///mesh.db"
         ) from error
     backend = parsed.get_backend_name()
-    if backend not in _INSERTS:
+    if backend not in _BACKENDS:
         raise ConfigError(f"master.database: {backend} is not supported; use SQLite or PostgreSQL")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigError(
@@ -259,31 +198,3 @@ def _checked(url: str) -> URL:
 
 def _upgrade(connection: Connection) -> None:
     upgrade(connection, "registry", models.registry)
-
-
-def _action(record: HistoryRecord) -> Mapping[str, Any]:
-    result = None if record.result is None else msgspec.json.encode(record.result).decode()
-    return fields_of(record) | {"result": result}
-
-
-def _record(row: RowMapping) -> HistoryRecord:
-    result = None if row["result"] is None else msgspec.json.decode(row["result"])
-    return HistoryRecord(**dict(row) | {"state": ActionState(row["state"]), "result": result})
-
-
-def _conditions(query: HistoryQuery) -> list[sa.ColumnElement[bool]]:
-    actions = models.actions
-    wanted: list[sa.ColumnElement[bool]] = [
-        column == value
-        for column, value in (
-            (actions.c.id, query.action_id),
-            (actions.c.node, query.node),
-            (actions.c.action, query.action),
-            (actions.c.caller, query.caller),
-            (actions.c.state, query.state),
-        )
-        if value
-    ]
-    if query.since:
-        wanted.append(actions.c.accepted_at >= query.since)
-    return wanted or [sa.true()]

@@ -21,6 +21,8 @@ class ActionRequest(Request, frozen=True, kw_only=True):
     """
     cancel: bool = False
     """Do not run it, but stop what runs under this id; `params` are not looked at."""
+    mode: Literal["sync", "queue"] = "sync"
+    """How it came to its node; masters are believed."""
 
 
 class QueueItem(ActionRequest, frozen=True, kw_only=True):
@@ -30,6 +32,8 @@ class QueueItem(ActionRequest, frozen=True, kw_only=True):
     """Unix ms after which it is no longer begun."""
     digest: str = ""
     """Of action and parameters."""
+    requeued: int = 0
+    """Unix ms of the end after which it was put back to be tried again; 0: it is new."""
 
 
 class Queued(Wire, frozen=True, kw_only=True, omit_defaults=False):
@@ -224,6 +228,15 @@ class QueueEntry(Wire, frozen=True, kw_only=True, omit_defaults=False):
     expires: int = 0
     attempts: int = 0
     error: ErrorReply | None = None
+
+
+class DeadLetter(QueueEntry, frozen=True, kw_only=True):
+    """A queued action that could not be done, as it is kept."""
+
+    params: dict[str, Any] | None = None
+    """None: too long to be kept here, or not readable."""
+    digest: str = ""
+    trace: str = ""
 
 
 class QueueList(Wire, frozen=True, kw_only=True, omit_defaults=False):

@@ -74,6 +74,8 @@ class Heartbeat(Wire, frozen=True, kw_only=True):
     """It pushed work back since its last heartbeat."""
     expired: _Count = 0
     """Requests since the start that came after their deadline; nothing was done for them."""
+    shard: _Text = ""
+    """What it calls its part of every collection."""
 
 
 class NodeEvent(Wire, frozen=True, kw_only=True):
@@ -135,6 +137,8 @@ class RouteNode(Wire, frozen=True, kw_only=True):
     collections: list[CollectionInfo] = []
     actions: list[str] = []
     load: NodeLoad = NodeLoad()
+    shard: str = ""
+    """What it says it holds; its collections may say more."""
     breakers: dict[str, BreakerWord] = {}
     """By verb: `search`, `fetch`, `ping` or `act.<action>`; those of which there is anything to
     say.

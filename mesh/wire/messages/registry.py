@@ -43,6 +43,8 @@ class NodeRecord(Wire, frozen=True, kw_only=True, omit_defaults=False):
     in_flight: int = 0
     queued: int = 0
     verbs: dict[str, VerbStats] = {}
+    shard: str = ""
+    """What it calls its part of every collection; empty: not heard since the master's start."""
     created_at: int = 0
     updated_at: int = 0
 

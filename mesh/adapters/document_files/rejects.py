@@ -1,0 +1,39 @@
+"""What an import puts aside: one JSON object a line, with the line as it stands in the file."""
+
+from __future__ import annotations
+
+import base64
+from typing import Protocol
+
+import msgspec
+
+
+class Rejected(Protocol):
+    """What it could not import."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def line(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def raw(self) -> bytes: ...
+    @property
+    def whole(self) -> bool: ...
+
+
+def as_line(bad: Rejected) -> bytes:
+    """With its line end."""
+    fields: dict[str, object] = {"source": bad.source, "line": bad.line, "reason": bad.reason}
+    raw = bad.raw.removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        fields["raw"] = raw.decode()
+    except UnicodeDecodeError:
+        if bad.whole:
+            fields |= {"raw": base64.b64encode(raw).decode(), "encoding": "base64"}
+        else:  # cut within a character, perhaps
+            fields["raw"] = raw.decode(errors="replace")
+    if not bad.whole:
+        fields["cut"] = True
+    return msgspec.json.encode(fields) + b"\n"

@@ -1,0 +1,147 @@
+"""What is written down of an action, and what its caller is answered."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import msgspec
+
+from mesh.errors import (
+    CancelledActionError,
+    ConflictError,
+    DeadlineExceededError,
+    InterruptedActionError,
+    MeshError,
+)
+from mesh.ports import JournalEntry
+from mesh.types import ActionState
+from mesh.wire import codec
+from mesh.wire.messages import ActionRequest, ActionResult, ErrorReply, HistoryRecord
+
+_MOST_PARAMS_BYTES = 4096
+_REFUSED = "refused: the history was away; nothing was run"
+_ENDED_BADLY = frozenset(
+    {
+        ActionState.FAILED,
+        ActionState.EXPIRED,
+        ActionState.CANCELLED,
+        ActionState.INTERRUPTED,
+    }
+)
+_canonical = msgspec.json.Encoder(order="deterministic")
+
+
+class Fingerprint(NamedTuple):
+    """Of action and parameters."""
+
+    digest: str
+    size: int
+    """Bytes of both as JSON."""
+
+
+def fingerprint_of(request: ActionRequest) -> Fingerprint:
+    """Equal for equal action and parameters, whatever the order of keys."""
+    canonical = _canonical.encode([request.action, request.params])
+    return Fingerprint(hashlib.sha256(canonical).hexdigest(), len(canonical))
+
+
+def check_same(request: ActionRequest, digest: str, known: str) -> None:
+    """Raises ConflictError where an id stands for something else already."""
+    if digest != known:
+        raise ConflictError(
+            f"the id {request.id!r} was used for another action or other parameters; "
+            "choose a new one"
+        )
+
+
+def record_of(
+    request: ActionRequest,
+    fingerprint: Fingerprint,
+    *,
+    node: str,
+    caller: str,
+    at: int,
+    attempt: int,
+    state: ActionState = ActionState.ACCEPTED,
+) -> HistoryRecord:
+    """Of an action that was accepted, or (`state`) is found without an outcome."""
+    return HistoryRecord(
+        id=request.id,
+        node=node,
+        action=request.action,
+        state=state,
+        caller=caller,
+        at=at,
+        attempt=attempt,
+        params=request.params if fingerprint.size <= _MOST_PARAMS_BYTES else None,
+        digest=fingerprint.digest,
+        accepted_at=at,
+        trace=request.trace,
+        mode=request.mode,
+    )
+
+
+def ended(
+    record: HistoryRecord,
+    state: ActionState,
+    at: int,
+    error: MeshError | ErrorReply | None = None,
+) -> HistoryRecord:
+    """How it ended without having run, or without our knowing."""
+    reply = codec.error_reply(error) if isinstance(error, MeshError) else error
+    return msgspec.structs.replace(record, state=state, at=at, error=reply)
+
+
+def refused(accepted: HistoryRecord, at: int) -> HistoryRecord:
+    """It may be stored although its acknowledgement is missing: this says that nothing ran."""
+    error = ErrorReply(code=503, kind="unavailable", message=_REFUSED, retryable=True)
+    return ended(accepted, ActionState.CANCELLED, at, error)
+
+
+def interrupted(record: HistoryRecord, at: int) -> HistoryRecord:
+    """Nobody knows."""
+    why = "the node stopped while the action ran; whether it took effect is not known"
+    return ended(record, ActionState.INTERRUPTED, at, InterruptedActionError(why))
+
+
+def too_late(record: HistoryRecord, at: int, why: str) -> HistoryRecord:
+    """Its deadline passed before it began."""
+    late = DeadlineExceededError(f"{why}; nothing ran")
+    return ended(record, ActionState.EXPIRED, at, late)
+
+
+def cancelled(record: HistoryRecord, at: int, by: str) -> HistoryRecord:
+    """Before it began."""
+    why = CancelledActionError(f"cancelled by {by} before it began; nothing ran")
+    return ended(record, ActionState.CANCELLED, at, why)
+
+
+def was_refused(entry: JournalEntry) -> bool:
+    """Whether it ended before it began, for want of the history: its id is free."""
+    error = entry.outcome.error if entry.outcome is not None else None
+    return (
+        entry.state is ActionState.CANCELLED and error is not None and (error.kind == "unavailable")
+    )
+
+
+def may_try_again(entry: JournalEntry, request: ActionRequest) -> bool:
+    """Whether its end is one that the request asks to follow with another attempt."""
+    return 0 < entry.attempt <= request.retry and entry.state in _ENDED_BADLY
+
+
+def reply_to(outcome: HistoryRecord) -> bytes:
+    """The reply that an outcome stands for, today as on the first day."""
+    if outcome.error is not None:
+        return codec.encode(msgspec.structs.replace(outcome.error, attempt=outcome.attempt))
+    return codec.ok(
+        ActionResult(
+            id=outcome.id,
+            node=outcome.node,
+            action=outcome.action,
+            state=outcome.state,
+            result=outcome.result,
+            duration_ms=outcome.duration_ms or 0.0,
+            attempt=outcome.attempt,
+        )
+    )
