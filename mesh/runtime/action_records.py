@@ -107,14 +107,19 @@ def interrupted(record: HistoryRecord, at: int) -> HistoryRecord:
 
 def too_late(record: HistoryRecord, at: int, why: str) -> HistoryRecord:
     """Its deadline passed before it began."""
-    late = DeadlineExceededError(f"{why}; nothing ran")
+    late = DeadlineExceededError(f"{why}; {_not_begun(record)}")
     return ended(record, ActionState.EXPIRED, at, late)
 
 
 def cancelled(record: HistoryRecord, at: int, by: str) -> HistoryRecord:
     """Before it began."""
-    why = CancelledActionError(f"cancelled by {by} before it began; nothing ran")
+    why = CancelledActionError(f"cancelled by {by} before it began; {_not_begun(record)}")
     return ended(record, ActionState.CANCELLED, at, why)
+
+
+def _not_begun(record: HistoryRecord) -> str:
+    """What that says of the action: earlier attempts may have had an effect."""
+    return "nothing ran" if record.attempt <= 1 else f"attempt {record.attempt} did not run"
 
 
 def was_refused(entry: JournalEntry) -> bool:
