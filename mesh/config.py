@@ -215,7 +215,7 @@ class ReplicasConfig(Settings, frozen=True, kw_only=True):
 
     log_days: Annotated[float, Meta(gt=0, le=3650)] = 7.0
     """A replica that was away for longer copies everything anew."""
-    log_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 4 * 1024**3
+    log_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 2 * 1024**3
     poll_s: Seconds = 2.0
     """How often a replica asks whether it has missed a write."""
 

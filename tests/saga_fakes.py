@@ -6,7 +6,7 @@ import msgspec
 
 from mesh.core.saga_record import ENDED, actions_of
 from mesh.errors import UnavailableError
-from mesh.ports import Bus, OutdatedError, StoredSaga
+from mesh.ports import Bus, Handler, OutdatedError, StoredSaga, Subscription
 from mesh.types import SagaState
 from mesh.wire import codec, subjects
 from mesh.wire.messages import Saga, SagaCall, SagaStep
@@ -45,6 +45,11 @@ class MemorySagaLog:
 
     async def prepare(self) -> None:
         self._check()
+
+    async def follow(self, handler: Handler) -> Subscription:
+        if self._bus is None:
+            raise UnavailableError("nothing carries hints")
+        return await self._bus.subscribe(subjects.SAGA_SUBJECTS, handler)
 
     async def append(self, saga: Saga, *, after: int, timeout_s: float = 5.0) -> int:
         self._check()

@@ -39,10 +39,19 @@ _COLLECTION = Annotated[str, typer.Option("--collection", "-c", help="Its name."
 
 
 @app.command("list")
-def list_collections(context: typer.Context) -> None:
+def list_collections(
+    context: typer.Context,
+    *,
+    hashes: Annotated[
+        bool, typer.Option("--hashes", help="With a hash of the content of each copy.")
+    ] = False,
+) -> None:
     """Every collection, by shard and node."""
     run = session.of(context)
     answer = run.ask(lambda client: client.nodes())
+    if hashes:
+        _list_copies(run)
+        return
     held = sorted(
         ((shard, node) for node in answer.nodes for shard in node.collections),
         key=lambda pair: (pair[0].name, pair[0].shard, pair[1].slug),
@@ -89,6 +98,37 @@ def list_collections(context: typer.Context) -> None:
     else:
         run.out.warn("no node holds a collection yet")
     run.out.warn_if_blind(blind=answer.blind)
+
+
+def _list_copies(run: session.Session) -> None:
+    """Of shards that several nodes hold: whether their copies are equal."""
+    found = run.ask(lambda client: client.replicas())
+    if run.out.as_json:
+        run.out.json(found)
+        return
+    rows = [
+        [collection.name, copy.shard, copy.node, str(collection.rows), collection.hash[:16],
+         str(copy.sequence), "yes" if copy.following else "no"]
+        for copy in found.copies
+        for collection in copy.collections
+    ]  # fmt: skip
+    if rows:
+        run.out.table(
+            [
+                Column("collection"),
+                Column("shard"),
+                Column("node"),
+                Column("rows", align="right"),
+                Column("content"),
+                Column("last write", align="right"),
+                Column("in step"),
+            ],
+            sorted(rows),
+        )
+    else:
+        run.out.warn("no shard has several replicas that answer; see: meshctl collections list")
+    for node, why in sorted(found.away.items()):
+        run.out.warn(f"{node} does not answer: {why}")
 
 
 @app.command("import")

@@ -102,7 +102,7 @@ async def master(config: MeshConfig, *, data_dir: Path) -> AsyncIterator[Master]
             check_url=check_url(security),
             seedlings=own.seedlings,
             incarnation=clock.unix_ms(),
-            parts=_Parts(bus, registry=registry, history=history).makers(),
+            parts=_Parts(bus, of_logins, registry=registry, history=history).makers(),
         )
         await running.start()
         stack.push_async_callback(running.stop)
@@ -114,8 +114,17 @@ class _Parts:
     before it.
     """
 
-    def __init__(self, bus: NatsBus, *, registry: SqlRegistry, history: History) -> None:
+    def __init__(
+        self, bus: NatsBus, apart: NatsBus, *, registry: SqlRegistry, history: History
+    ) -> None:
+        """Args:
+        bus: Where everybody is.
+        apart: Where only masters are.
+        registry: Open.
+        history: Of actions.
+        """
         self._bus = bus
+        self._apart = apart
         self._registry = registry
         self._history = history
 
@@ -135,6 +144,7 @@ class _Parts:
 
         queue = JetStreamQueue(
             self._bus,
+            self._apart,
             max_bytes=around.config.actions.queue_bytes,
             dead_letter_days=around.config.actions.dead_letter_days,
         )
@@ -174,7 +184,7 @@ class _Parts:
 
         return SagaRunner(
             around,
-            JetStreamSagaLog(self._bus, days=around.config.sagas.days),
+            JetStreamSagaLog(self._apart, days=around.config.sagas.days),
             self._registry.sagas,
             offers=self._catalogue,
             known=self._memory.known,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from mesh.errors import ConflictError
+from mesh.ports.bus import Handler, Subscription
 from mesh.wire.messages import Saga, SagasQuery
 
 
@@ -29,6 +30,10 @@ class SagaLog(Protocol):
         Raises:
             UnavailableError
         """
+        ...
+
+    async def follow(self, handler: Handler) -> Subscription:
+        """Have `handler` called when a record may be new: a hint, some may be missed."""
         ...
 
     async def append(self, saga: Saga, *, after: int, timeout_s: float = 5.0) -> int:

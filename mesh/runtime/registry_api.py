@@ -24,12 +24,15 @@ from mesh.wire.messages import (
     NodesQuery,
     NodeStats,
     NodeUpdate,
+    ReplicaList,
+    ReplicasQuery,
     Request,
 )
 
 T = TypeVar("T")
 
 _TIMEOUT_S = 5.0
+_COPIES_TIMEOUT_S = 30.0
 
 
 class RegistryApi(HistoryApi):
@@ -151,6 +154,16 @@ class RegistryApi(HistoryApi):
         """
         query = codec.convert({"request": request_id}, ExplainQuery)
         return await self._master("explain", query, Explanation)
+
+    async def replicas(self, shard: str = "", *, hashes: bool = True) -> ReplicaList:
+        """The copies of every shard that several nodes hold, or of one shard: how far each is, and
+        with `hashes` a hash of the content of each collection.
+
+        Raises:
+            UnavailableError: No master answers.
+        """
+        query = ReplicasQuery(shard=shard, hashes=hashes)
+        return await self._caller.master("replicas", query, ReplicaList, _COPIES_TIMEOUT_S)
 
     async def stats(self) -> NodeStats:
         """Nodes counted by status, health and type; calls of the last minute, as callers saw

@@ -16,7 +16,6 @@ from mesh.core.backoff import Backoff, BackoffPolicy
 from mesh.errors import InvalidError, MeshError
 from mesh.ports import Message, SagaLog, SagaStore, StoredSaga, Subscription
 from mesh.runtime.parts import Surroundings
-from mesh.wire import subjects
 
 log = structlog.get_logger()
 
@@ -58,7 +57,7 @@ class SagaIndex:
             await self._prepare()
         except MeshError as error:
             log.warning("mesh.saga.stream_waiting", error=str(error))
-        self._subscription = await self._around.bus.subscribe(subjects.SAGA_SUBJECTS, self._heard)
+        self._subscription = await self._log.follow(self._heard)
         self._around.background.repeat("saga-index", self._round)
 
     async def stop(self) -> None:

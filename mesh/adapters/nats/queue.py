@@ -40,10 +40,17 @@ class JetStreamQueue:
     """The streams `MESH_QUEUE` and `MESH_DEAD`; callers add to the first, masters do the rest."""
 
     def __init__(
-        self, bus: NatsBus, *, max_bytes: int = 1024**3, dead_letter_days: float = 30.0
+        self,
+        bus: NatsBus,
+        apart: NatsBus | None = None,
+        *,
+        max_bytes: int = 1024**3,
+        dead_letter_days: float = 30.0,
     ) -> None:
         """Args:
         bus: Callers' need to publish only.
+        apart: Where only masters are, for dead letters: nobody else can put anything there. None:
+            the same.
         max_bytes: Of what waits; more is refused.
         dead_letter_days: How long what could not be done is kept.
         """
@@ -56,7 +63,7 @@ class JetStreamQueue:
             full="new",
         )
         self._dead = WorkStream(
-            bus,
+            apart or bus,
             subjects.DEAD_STREAM,
             subjects.DEAD_SUBJECTS,
             about="the stream of dead letters",

@@ -22,7 +22,7 @@ from mesh.errors import (
     OverloadedError,
     UnavailableError,
 )
-from mesh.ports import OutdatedError, StoredSaga
+from mesh.ports import Handler, OutdatedError, StoredSaga, Subscription
 from mesh.wire import codec, subjects
 from mesh.wire.messages import Saga
 
@@ -37,7 +37,7 @@ _MADE_WITHIN_S = 10.0
 _READ_WITHIN_S = 5.0
 _PARALLEL_READS = 64
 _DAY_NS = 24 * 3600 * 10**9
-_MAX_BYTES = 4 * 1024**3
+_MAX_BYTES = 1024**3
 _FULL = 0.8
 """Share of it beyond which no saga is begun: those that run have the rest."""
 _LOOK_EVERY_S = 5.0
@@ -94,7 +94,8 @@ class JetStreamSagaLog:
 
     def __init__(self, bus: NatsBus, *, days: float, max_bytes: int = _MAX_BYTES) -> None:
         """Args:
-        bus: Speaks as `master`.
+        bus: Of an account where masters alone can publish: JetStream acknowledges to whatever
+            subject a publisher names, and an acknowledgement would replace a saga's record.
         days: How long a record that nobody replaces is kept.
         max_bytes: Beyond that nothing more is taken.
         """
@@ -121,6 +122,9 @@ class JetStreamSagaLog:
         elif found.config.max_age != self._settings["max_age"]:
             await self._set("STREAM.UPDATE")
             log.info("mesh.stream.changed", stream=_STREAM)
+
+    async def follow(self, handler: Handler) -> Subscription:
+        return await self._bus.subscribe(subjects.SAGA_SUBJECTS, handler)
 
     async def append(self, saga: Saga, *, after: int, timeout_s: float = 5.0) -> int:
         if after == 0:
