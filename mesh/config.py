@@ -74,8 +74,8 @@ class NodeConfig(Settings, frozen=True, kw_only=True):
     max_queued_requests: Annotated[int, Meta(ge=0, le=100_000)] = 128
     stop_grace_s: Seconds = 10.0
     """How long a stopping node lets running work finish."""
-    outcome_days: Annotated[float, Meta(gt=0, le=3650)] = 1.0
-    """How long the outcome of an action answers its id."""
+    outcome_days: Annotated[float, Meta(ge=1, le=3650)] = 1.0
+    """How long the outcome of an action answers its id. Sagas count on a day."""
     api_key: Annotated[str, Meta(pattern=r"^(nmk_[A-Za-z0-9_-]{43})?(?!\n)$")] = ""
     """Empty: the one in its data folder, see docs/guide.md for how it gets there."""
     join_token: Annotated[str, Meta(pattern=r"^(nmj_[A-Za-z0-9_-]{43})?(?!\n)$")] = ""
@@ -196,7 +196,7 @@ class SagasConfig(Settings, frozen=True, kw_only=True):
     """Sagas, which masters run."""
 
     parallel: Annotated[int, Meta(ge=1, le=10_000)] = 64
-    """How many are worked on at a time."""
+    """How many steps are sent at a time; one that takes more than a second holds up no other."""
     timeout_s: Annotated[float, Meta(gt=0, le=365 * 86_400)] = 3600.0
     """From its start until it is compensated instead, unless it says otherwise itself."""
     backoff_s: Seconds = 0.2

@@ -35,6 +35,8 @@ class MeshError(Exception):
         self.retry_after_ms = retry_after_ms
         self.fields = {name: tuple(messages) for name, messages in (fields or {}).items()}
         self.reference = reference
+        self.attempt = 0
+        """Which attempt of an action ended so, as a node told; 0: none did."""
 
 
 class BadRequestError(MeshError):

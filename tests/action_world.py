@@ -167,13 +167,13 @@ class MemoryJournal:
         if entry is not None and entry.outcome is not None and entry.attempt == outcome.attempt:
             self._change(outcome.id, recorded=True)
 
-    async def unrecorded(self) -> list[HistoryRecord]:
+    async def unrecorded(self, limit: int = 256) -> list[HistoryRecord]:
         self._process.step()
         return [
             entry.outcome
             for entry in self._ordered()
             if entry.outcome is not None and not entry.recorded
-        ]
+        ][:limit]
 
     async def unsettled(self) -> list[JournalEntry]:
         self._process.step()

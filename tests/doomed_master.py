@@ -56,10 +56,10 @@ class DoomedLog(saga_log.JetStreamSagaLog):
 
 
 class DoomedSteps(Steps):
-    async def _request(self, ask, request, wait_s, sent):
+    async def _request(self, ask, request, wait_s, sent, place):
         saga_id, _, position = ask.id.partition(".")
         point(saga_id, "send-before", position)
-        work = asyncio.ensure_future(super()._request(ask, request, wait_s, sent))
+        work = asyncio.ensure_future(super()._request(ask, request, wait_s, sent, place))
         if PLAN.get(saga_id) == f"send-after:{position}":
             await asyncio.sleep(0.002)  # it is on its way, and the answer may or may not be
             point(saga_id, "send-after", position)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from mesh.errors import UnavailableError
+from mesh.core.delivery import as_trusted
+from mesh.errors import InvalidError, UnavailableError
 from mesh.ports import Buried, Waiting
 from mesh.wire import codec, subjects
 from mesh.wire.messages import DeadLetter, QueueItem
@@ -27,13 +28,13 @@ class MemoryQueue:
         self.room = room
         self.prepared = False
         self.stored: dict[int, Waiting] = {}
+        self.strays = 0
         self.letters: dict[int, DeadLetter] = {}
         self.removed: list[int] = []
         self.heard = lambda _node: None
         """Called with the node of what was put, as the bus would tell."""
         self._last = 0
         self._last_letter = 0
-        self._keys: dict[tuple, int] = {}
         self._buried: set[str] = set()
 
     async def prepare(self) -> None:
@@ -43,29 +44,39 @@ class MemoryQueue:
     async def put(self, node: str, caller: str, item: QueueItem, *, timeout_s: float) -> int:
         self._check()
         subjects.queue(node, item.action, caller)
-        key = (node, item.id, item.digest, item.retry, item.requeued)
-        if key in self._keys:
-            return self._keys[key]
         size = sum(len(codec.encode(one.item)) for one in self.stored.values())
         if size + len(codec.encode(item)) > self.room:
             raise UnavailableError("the queue is full; nothing was stored", retry_after_ms=1000)
-        self._keys[key] = self.keep(node, item.action, caller, item)
-        return self._keys[key]
+        return self.keep(node, item.action, caller, item)
 
     def keep(
         self, node: str, action: str, caller: str, item: QueueItem | None, flaw: str = ""
     ) -> int:
         self._last += 1
         at = self._now_ms()
+        item = item and as_trusted(item, caller)
         self.stored[self._last] = Waiting(self._last, node, action, caller, at, item, flaw)
         self.heard(node)
         return self._last
 
     async def next(self, node: str, after: int) -> Waiting | None:
+        subjects.token(node)
+        return self._next(node, after)
+
+    async def next_of_all(self, after: int) -> Waiting | None:
+        return self._next("", after)
+
+    def _next(self, node: str, after: int) -> Waiting | None:
         self._check()
-        for sequence, one in self.stored.items():
+        for sequence, one in list(self.stored.items()):
             if sequence > after and node in ("", one.node):
-                return one
+                try:
+                    subjects.queue(one.node, one.action, one.caller)
+                except InvalidError:
+                    self.strays += 1
+                    del self.stored[sequence]
+                else:
+                    return one
         return None
 
     async def read(self, sequence: int) -> Waiting | None:
@@ -99,6 +110,10 @@ class MemoryQueue:
             if node in ("", letter.node)
         ]
         return found[offset : offset + limit], len(found)
+
+    async def letter(self, action_id: str, node: str) -> Buried | None:
+        found, _ = await self.dead(node, len(self.letters), 0)
+        return next((one for one in found if one.letter.id == action_id), None)
 
     async def exhume(self, sequence: int) -> None:
         self._check()

@@ -5,6 +5,7 @@ keep of the actions it has seen, and nothing else.
 from __future__ import annotations
 
 import asyncio
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -129,8 +130,12 @@ class Node:
     async def _done(self, request: ActionRequest) -> bytes:
         known = self.journal.get(request.id)
         if request.cancel:
-            if known is None:
-                raise NotFoundError("unknown")
+            if known is None or may_try_again(known, request):
+                known = self._known(request)
+                known.digest = ""  # masters may not know the parameters
+                self.journal[request.id] = known
+                await self._settle(known, ActionState.CANCELLED, CancelledActionError("first"))
+                return _reply(known.outcome)
             if known.outcome is not None:
                 raise ConflictError(f"ended: {known.outcome.state}")
             known.cancelled = True
@@ -147,17 +152,10 @@ class Node:
         if known is None:
             if request.deadline and self.world.clock.unix_ms() >= request.deadline:
                 raise DeadlineExceededError("too late; nothing ran")
-            known = SimpleNamespace(
-                request=request,
-                digest=digest,
-                attempt=request.retry + 1,
-                state=ActionState.ACCEPTED,
-                outcome=None,
-                cancelled=False,
-            )
+            known = self._known(request)
             await self._append(known, ActionState.ACCEPTED)
             self.journal[request.id] = known
-        elif known.digest != digest:
+        elif known.digest not in ("", digest):
             raise ConflictError("the id was used for other parameters")
         elif known.outcome is not None:
             if not may_try_again(known, request):
@@ -174,6 +172,16 @@ class Node:
         error = comes.pop(0) if comes else None
         state = ActionState.SUCCEEDED if error is None else ActionState.FAILED
         return _reply(await self._settle(known, state, error))
+
+    def _known(self, request: ActionRequest) -> SimpleNamespace:
+        return SimpleNamespace(
+            request=request,
+            digest=fingerprint_of(request).digest,
+            attempt=request.retry + 1,
+            state=ActionState.ACCEPTED,
+            outcome=None,
+            cancelled=False,
+        )
 
     async def _settle(
         self, entry: Any, state: ActionState, error: MeshError | None
@@ -258,7 +266,7 @@ class World:
         return self.records[name]
 
     def _tell(self, node: str) -> None:
-        if self.hints and self.ops.connected:
+        if self.hints and self.ops.connected and re.fullmatch("[a-z0-9-]+", node):
             self.ops.publish(subjects.queue(node, "pay", "ops"), b"")
 
     async def start(self, *slugs: str) -> World:

@@ -14,9 +14,15 @@ from action_world import Crashed, Process
 
 from mesh.config import ReplicasConfig
 from mesh.core import documents as rules
-from mesh.core.replication import Effect, Position, change_of, effects
-from mesh.errors import InvalidError, NoRespondersError, NotFoundError, UnavailableError
-from mesh.ports import MovedOnError, Written
+from mesh.core.replication import Position, change_of, linked
+from mesh.errors import (
+    DeadlineExceededError,
+    InvalidError,
+    NoRespondersError,
+    NotFoundError,
+    UnavailableError,
+)
+from mesh.ports import MovedOnError, NotStoredError, Written
 from mesh.runtime.replication import Replica
 from mesh.runtime.shard_writes import Planned
 from mesh.runtime.syncing import Peer
@@ -93,6 +99,9 @@ class MemoryDocuments:
     def columns(self, collection: str) -> dict[str, str]:
         return {}
 
+    async def settled(self) -> None:
+        pass
+
     async def would_index(self, collection: str, documents) -> int:
         known = self._disk.collections.get(collection, {})
         return sum(known.get(each.id) != each for each in documents)
@@ -152,9 +161,13 @@ class MemoryReplicaState:
     async def set_logged(self, shard: str) -> None:
         pass
 
-    async def advance(self, shard: str, position: Position, writes=()) -> None:
+    async def advance(
+        self, shard: str, position: Position, writes=(), *, copied: bool = False
+    ) -> None:
         self._process.step()
         self._disk.position = position
+        if copied:
+            self._disk.place = None
         self._disk.applied.update({each.id: each for each in writes})
         self._process.step()
 
@@ -221,7 +234,7 @@ class Log:
 
     def append(self, entry: WriteEntry, after: int) -> int:
         if self.away:
-            raise UnavailableError("the log is away")
+            raise NotStoredError("the log is away")
         if after != self.last:
             raise MovedOnError(self.last)
         newest = max(
@@ -230,11 +243,13 @@ class Log:
         logged = LoggedWrite(sequence=newest + 2, entry=entry, log=self.name)  # others' between
         self.everything.append(logged)
         if self.deaf:
-            raise UnavailableError("no acknowledgement")
+            raise DeadlineExceededError("no acknowledgement")
         return logged.sequence
 
     def page(self, after: int, limit: int) -> WritesPage:
         entries = [each for each in self.kept if each.sequence > after][: min(limit, 3)]
+        if any(each.sequence == after for each in self.kept):
+            entries = linked(entries, after)
         return WritesPage(log=self.name, last=self.last, entries=entries)
 
     def replay(self, upto: Position) -> Contents:
@@ -263,6 +278,8 @@ class StillClock:
 
     def __init__(self):
         self.now = 1_000.0
+        self.ends = float("inf")
+        """Whoever sleeps then is killed."""
 
     def monotonic(self) -> float:
         return self.now
@@ -272,6 +289,8 @@ class StillClock:
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
+        if self.now > self.ends:
+            raise Crashed
 
 
 class Wire:
@@ -378,6 +397,7 @@ class World:
         replica._neighbours = replica._place._neighbours = KnownNeighbours(self, name)
         replica._writes._neighbours = replica._neighbours
         replica.logged, replica._copy.position = True, disk.position
+        replica._copy._copying = disk.place is not None
         self.alive[name] = replica
 
     def crash(self, name: str) -> None:
@@ -421,17 +441,17 @@ class World:
             if action == "index":
                 puts = [Document(id=each, content=what["text"]) for each in what["ids"]]
                 changed = await documents.would_index(collection, puts)
-                return Planned([Change(collection=collection, puts=puts)], changed)
+                return Planned(Change(collection=collection, puts=puts), changed)
             if action == "update":
                 new, different = await documents.would_update(
                     collection, what["ids"][0], {"content": what["text"]}
                 )
-                return Planned([Change(collection=collection, puts=[new])], int(different))
+                return Planned(Change(collection=collection, puts=[new]), int(different))
             if action == "delete":
                 found = await documents.would_delete(collection, ids=what["ids"])
-                return Planned([Change(collection=collection, deletes=list(found))], len(found))
+                return Planned(Change(collection=collection, deletes=list(found)), len(found))
             documents._known(collection)
-            return Planned([Change(collection=collection, drop=True)], 0)
+            return Planned(Change(collection=collection, drop=True), 0)
 
         digest = repr((action, sorted(what.items())))
         return await self.run(name, replica.write(action_id, action, digest, plan))
@@ -440,4 +460,4 @@ class World:
         return self.alive[name]._peer
 
 
-__all__ = ["Contents", "Crashed", "Effect", "World", "effects"]
+__all__ = ["Contents", "Crashed", "World"]

@@ -10,7 +10,7 @@ from saga_fakes import MemorySagaLog, MemorySagaStore
 from virtual_time import LoopClock
 
 from mesh.config import MeshConfig, SagasConfig
-from mesh.errors import NotFoundError
+from mesh.errors import NotFoundError, UnavailableError
 from mesh.runtime.background import Background
 from mesh.runtime.parts import Surroundings
 from mesh.runtime.saga_runner import SagaRunner
@@ -23,6 +23,7 @@ from mesh.wire.messages import (
     ActionResult,
     ErrorReply,
     NodeRecord,
+    SagaAbort,
     SagaName,
     SagaRun,
     SagaShow,
@@ -50,6 +51,8 @@ class ShopNode:
         self.effects: list[str] = []
         self.known: dict[str, object] = {}
         self.running: dict[str, asyncio.Task] = {}
+        self.refuses: dict[str, str] = {}
+        """Kinds of errors, by ids that it refuses."""
         self.most = 0
         """Run at a time, at most."""
         self.lost = 0
@@ -79,6 +82,8 @@ class ShopNode:
         self.bus.publish(message.reply, answer)
 
     async def _answer(self, request):
+        if kind := self.refuses.get(request.id):
+            return codec.encode(ErrorReply(code=400, kind=kind, message="not here"))
         if request.cancel:
             return await self._cancel(request)
         known = self.known.get(request.id)
@@ -151,6 +156,7 @@ class World:
         self.audit = MemoryTrail()
         self.records: dict[str, NodeRecord] = {}
         self.history = {}
+        self.historian_away = False
         self.masters: list[MasterStub] = []
         self.node = ShopNode(self.broker.bus("shop"))
         self.add("shop")
@@ -172,6 +178,8 @@ class World:
         return self.records[name]
 
     async def known(self, action_id, node):
+        if self.historian_away:
+            raise UnavailableError("the database is away")
         return self.history.get((action_id, node))
 
     async def describe(self, node, action):
@@ -250,7 +258,7 @@ class MasterStub:
         return await self.ask("sagas", SagasQuery(**fields))
 
     async def abort(self, saga_id: str = "x", **fields):
-        return await self.ask("saga-abort", SagaName(saga=saga_id, **fields))
+        return await self.ask("saga-abort", SagaAbort(saga=saga_id, **fields))
 
     async def resume(self, saga_id: str = "x", **fields):
         return await self.ask("saga-resume", SagaName(saga=saga_id, **fields))

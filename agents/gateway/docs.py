@@ -12,9 +12,9 @@ from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
-from agents.gateway.asked import service_of
+from agents.gateway.asked import exchange_of, service_of
 from agents.gateway.openapi import Json, document
-from agents.gateway.route import NOBODY, about
+from agents.gateway.route import KNOWN_OR_NOT, NOBODY, about
 from mesh.errors import NotFoundError
 
 _OPEN = about(NOBODY, limited=False)
@@ -64,17 +64,20 @@ def docs_handlers(prefix: str) -> tuple[list[HTTPRouteHandler], list[HTTPRouteHa
     made: dict[int, tuple[Json, bytes]] = {}
 
     def rendered(app: Litestar, actions: Json) -> bytes:
-        known = made.get(id(app))
-        if known is None or known[0] is not actions:
-            known = made[id(app)] = actions, msgspec.json.encode(document(app, prefix, actions))
-        return known[1]
+        if id(app) not in made:
+            described = document(app, prefix)
+            made[id(app)] = described, msgspec.json.encode(described)
+        described, encoded = made[id(app)]
+        return msgspec.json.encode(_with(described, actions)) if actions else encoded
 
-    @get("/openapi.json", opt=_OPEN, include_in_schema=False)
+    @get("/openapi.json", opt=about(KNOWN_OR_NOT, limited=False), include_in_schema=False)
     async def openapi(request: Request[Any, Any, State]) -> Response[bytes]:
+        identity = exchange_of(request).identity
+        actions = {} if identity is None else await service_of(request).offered.to(identity)
         return Response(
-            rendered(request.app, await service_of(request).offered.latest()),
+            rendered(request.app, actions),
             media_type="application/json",
-            headers={"Cache-Control": "no-cache"},
+            headers={"Cache-Control": "no-cache", "Vary": "Authorization"},
         )
 
     @get("/docs", opt=_OPEN, include_in_schema=False, sync_to_thread=False)
@@ -99,6 +102,13 @@ def docs_handlers(prefix: str) -> tuple[list[HTTPRouteHandler], list[HTTPRouteHa
     if not prefix:
         return [], under_prefix
     return [_moved("/docs", prefix), _moved("/openapi.json", prefix)], under_prefix
+
+
+def _with(described: Json, actions: Json) -> Json:
+    """The document, with the schemas of actions."""
+    components = described["components"]
+    schemas = dict(sorted((components["schemas"] | actions).items()))
+    return {**described, "components": {**components, "schemas": schemas}}
 
 
 @functools.cache

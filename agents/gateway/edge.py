@@ -31,7 +31,7 @@ from agents.gateway.errors import (
 )
 from agents.gateway.exchange import Exchange, bearer_of
 from agents.gateway.protocol import CLOSE, LimitedProtocol, answer_at_once, written
-from agents.gateway.route import ACTIONS, ANYBODY, NOBODY, SEARCH, Route, Routes
+from agents.gateway.route import ACTIONS, ANYBODY, KNOWN_OR_NOT, NOBODY, SEARCH, Route, Routes
 from agents.gateway.safety import Origins, safe_headers
 from mesh import bootstrap, messages
 from mesh.config import MeshConfig
@@ -148,7 +148,8 @@ class Edge:
         if exchange.twice:
             raise BadRequestError("the request has more than one Authorization header")
         bootstrap.request_origin.set(exchange.client)
-        if route.access == NOBODY:
+        stranger = route.access == KNOWN_OR_NOT and exchange.authorization is None
+        if route.access == NOBODY or stranger:
             if route.limited:
                 self._count(exchange, exchange.client)
         else:
@@ -187,7 +188,7 @@ class Edge:
         exchange.identity = identity
         if route.limited:
             self._count(exchange, identity.subject)
-        if route.access == ANYBODY or route.access in identity.scopes:
+        if route.access in {ANYBODY, KNOWN_OR_NOT} or route.access in identity.scopes:
             return
         if route.access == ACTIONS:
             if not bootstrap.allows_some_action(identity.scopes):

@@ -6,44 +6,46 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from mesh import MeshClient, messages
+from mesh import MeshClient, bootstrap, messages
 from mesh.errors import MeshError
 
 Json = dict[str, Any]
 
 _KEPT_S = 5.0
-"""The document is open to anybody: the masters are not asked more often."""
+"""The masters are not asked more often, whoever reads the document."""
 _WAIT_S = 1.0
 _OWN = "#/$defs/"
 
 
 class Offered:
-    """Asks the masters now and then; `latest` gives the same object as long as nothing changed."""
+    """Asks the masters now and then."""
 
     def __init__(self, mesh: MeshClient) -> None:
         self._mesh = mesh
         self._asking = asyncio.Lock()
         self._fresh_until = 0.0
-        self._answer: messages.OfferedActions | None = None
-        self._schemas: Json = {}
+        self._answer = messages.OfferedActions(actions=[])
 
-    async def latest(self) -> Json:
-        """Schemas by the name of their component. Without a master: those of before."""
+    async def to(self, identity: messages.Identity) -> Json:
+        """Schemas, by the name of their component, of the actions that the identity may run.
+        Without a master: those of before.
+        """
         async with self._asking:
             now = asyncio.get_running_loop().time()
             if now >= self._fresh_until:
                 await self._ask()
                 self._fresh_until = now + _KEPT_S
-        return self._schemas
+        names = bootstrap.readable_actions(identity.scopes)
+        return components(
+            each for each in self._answer.actions if names is None or each.action.name in names
+        )
 
     async def _ask(self) -> None:
         try:
             async with asyncio.timeout(_WAIT_S):
-                answer = await self._mesh.actions()
+                self._answer = await self._mesh.actions()
         except (MeshError, TimeoutError):
             return
-        if answer != self._answer:
-            self._answer, self._schemas = answer, components(answer.actions)
 
 
 def components(offered: Iterable[messages.OfferedAction]) -> Json:

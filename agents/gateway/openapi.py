@@ -45,13 +45,12 @@ _STEERS = frozenset({"cancel_action", "retry_action", "resume_saga", "abort_saga
 """Operations without a body that how things stand may contradict."""
 
 
-def document(app: Litestar, prefix: str, actions: Json | None = None) -> Json:
+def document(app: Litestar, prefix: str) -> Json:
     """The document, as built-in types.
 
     Args:
         app: Its routes.
         prefix: Of most of them.
-        actions: Schemas of the actions that nodes offer, by name; see `agents.gateway.offered`.
     """
     made = app.openapi_schema.to_schema()
     types = _Types(app)
@@ -82,7 +81,7 @@ def document(app: Litestar, prefix: str, actions: Json | None = None) -> Json:
         ],
         "paths": paths,
         "components": {
-            "schemas": dict(sorted((types.schemas | (actions or {})).items())),
+            "schemas": dict(sorted(types.schemas.items())),
             "headers": {
                 name: {"description": text, "schema": schema, "required": name == "X-Request-Id"}
                 for name, (text, schema) in _HEADERS.items()

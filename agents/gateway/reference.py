@@ -18,7 +18,8 @@ _HEAD = """# HTTP reference
 
 The gateway (`mesh-agent gateway`, part of `mesh-agent up`) serves the mesh to clients that do not
 speak NATS, under `{prefix}` (`gateway.prefix`). `{prefix}/docs` shows these routes in a browser and
-`{prefix}/openapi.json` is their OpenAPI 3.1 document; both need nothing from outside.
+`{prefix}/openapi.json` is their OpenAPI 3.1 document; both need neither a login nor anything from
+outside.
 
 ## Logging in
 
@@ -121,8 +122,8 @@ Give it an `idempotency_key`: the same key runs once, and answers the same outco
 search whose client goes is stopped.
 
 The parameters and results of the actions that nodes offer are schemas of `openapi.json`, named
-`action.<name>.params` and `action.<name>.result`; they are at most a few seconds old, and anybody
-who reaches the gateway can read them. [The guide to actions](actions.md) tells what each state
+`action.<name>.params` and `action.<name>.result`, for whoever reads it with a token: those that its
+scopes cover, at most a few seconds old. [The guide to actions](actions.md) tells what each state
 means and what is promised.
 
 A stopping gateway answers with `Connection: close`; clients that honour it lose no request.

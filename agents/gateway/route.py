@@ -15,6 +15,8 @@ from mesh.errors import NotFoundError
 
 NOBODY = ""
 """Access of a route that asks for no login."""
+KNOWN_OR_NOT = "?"
+"""Access of a route that tells those who log in more than others."""
 ANYBODY = "*"
 """Access of a route for every identity there is."""
 SEARCH = "search"

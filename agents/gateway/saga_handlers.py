@@ -87,11 +87,22 @@ async def resume_saga(request: Asked, saga_id: _Id) -> SagaAnswer:
 
 
 @post("/sagas/{saga_id:str}/abort", status_code=200, opt=_SOME, tags=_TAGS)
-async def abort_saga(request: Asked, saga_id: _Id) -> SagaAnswer:
+async def abort_saga(
+    request: Asked,
+    saga_id: _Id,
+    give_up: Annotated[
+        str,
+        QueryParameter(
+            description="A step whose compensation is not to be waited for any more: it stays as it"
+            " is, and the saga ends `failed` when the others are undone.",
+            pattern=r"^[A-Za-z0-9_-]{0,64}(?!\n)$",
+        ),
+    ] = "",
+) -> SagaAnswer:
     """Begin no further step, and undo what was done; it is not undone yet when this is answered.
-    409 if the saga has ended, or a final step has begun.
+    409 if the saga has ended, is being undone already, or a final step has begun.
     """
-    return await service_of(request).sagas.abort(saga_id, identity_of(request))
+    return await service_of(request).sagas.abort(saga_id, identity_of(request), give_up)
 
 
 SAGAS = [run_saga, list_sagas, show_saga, resume_saga, abort_saga]

@@ -63,10 +63,17 @@ class SagaService:
             )
         )
 
-    async def abort(self, id: str, identity: messages.Identity) -> SagaAnswer:  # noqa: A002
-        """Raises: NotFoundError; ConflictError: There is no way back."""
+    async def abort(
+        self,
+        id: str,  # noqa: A002
+        identity: messages.Identity,
+        give_up: str,
+    ) -> SagaAnswer:
+        """Raises: NotFoundError; ConflictError: There is no way back, or it is on it."""
         return _answer(
-            await self._mesh.sagas.abort(id, on_behalf=identity.subject, allowed=_allowed(identity))
+            await self._mesh.sagas.abort(
+                id, give_up=give_up, on_behalf=identity.subject, allowed=_allowed(identity)
+            )
         )
 
 

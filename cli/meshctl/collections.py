@@ -162,7 +162,10 @@ def import_documents(
     ] = None,
     rejects: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="Where bad lines go.  [default: FILE.rejects.jsonl]"),
+        typer.Option(
+            dir_okay=False,
+            help="Where bad lines go.  [default: FILE.COLLECTION@NODE.rejects.jsonl]",
+        ),
     ] = None,
     max_rejects: Annotated[
         int | None, typer.Option(min=0, help="Stop when more lines than that are bad.")

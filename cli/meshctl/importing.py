@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mesh
 from cli import connection
 from mesh import bootstrap
-from mesh.errors import MeshError
+from mesh.errors import InvalidError, MeshError, TooLargeError
 from mesh.types import Health
 
 if TYPE_CHECKING:
@@ -129,14 +129,27 @@ class Import:
         if place.resumed:
             note(f"going on after line {place.mark.line} of {self.path}")
 
+        failed: dict[str, int] = {}
+
         async def index(params: Mapping[str, Any], batch: str) -> Mapping[str, Any]:
-            answer = await client.run_action(
-                "index",
-                dict(params),
-                node=place.holder or node,
-                id=batch,
-                timeout_s=_BATCH_TIMEOUT_S,
-            )
+            known = failed.get(batch, 0)
+            try:
+                answer = await client.run_action(
+                    "index",
+                    dict(params),
+                    node=place.holder or node,
+                    id=batch,
+                    timeout_s=_BATCH_TIMEOUT_S,
+                    retry=known,
+                )
+            except (InvalidError, TooLargeError):
+                raise  # as it would every time
+            except MeshError as error:
+                failed[batch] = max(error.attempt, known)
+                if known or not error.attempt:
+                    raise
+                # It may be remembered from an earlier run: what was in the way then may be gone.
+                return await index(params, batch)
             place.holder = answer.node  # the one that took the first batch takes them all
             result: Mapping[str, Any] = answer.result
             return result

@@ -40,6 +40,7 @@ def run_saga(
     definition = _read(file)
     if key is not None:
         definition["id"] = key
+    definition.setdefault("id", _new_id())  # whatever happens, it can be asked about
     if not wait:
         saga = run.ask(lambda client: client.sagas.start(definition))
         if run.out.as_json:
@@ -48,7 +49,6 @@ def run_saga(
             run.out.line(saga.id)
             run.out.hint(f"how far it is: meshctl sagas show {saga.id}")
         return
-    definition.setdefault("id", _new_id())
     try:
         saga = _watched(run, definition)
     except KeyboardInterrupt:
@@ -157,12 +157,22 @@ def resume_saga(context: typer.Context, *, saga: _SagaId) -> None:
 
 
 @app.command("abort")
-def abort_saga(context: typer.Context, *, saga: _SagaId) -> None:
+def abort_saga(
+    context: typer.Context,
+    *,
+    saga: _SagaId,
+    give_up: Annotated[
+        str,
+        typer.Option(
+            help="Of one that is being undone: wait no longer for this step.", metavar="STEP"
+        ),
+    ] = "",
+) -> None:
     """Undo what was done."""
     run = session.of(context)
 
     async def work(client: MeshClient) -> messages.Saga:
-        return await connection.ask_master(client.sagas.abort(saga))
+        return await connection.ask_master(client.sagas.abort(saga, give_up=give_up))
 
     _told(run, run.run(work))
 

@@ -187,7 +187,7 @@ class _Parts:
             JetStreamSagaLog(self._apart, days=around.config.sagas.days),
             self._registry.sagas,
             offers=self._catalogue,
-            known=self._memory.known,
+            known=self._memory.known_now,
         )
 
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from mesh.wire.messages import ErrorReply, QueueItem
 
+_MASTER = "master"
 _ASK_FIRST_S, _ASK_MOST_S = 0.1, 2.0
+_ANSWER_S, _ANSWER_MOST_S = 120.0, 3600.0
 _PATIENCE_MOST_S = 10.0
 _GRACE_MS = 2000
 """Longer than a node takes to say that it has begun what it took on at the last moment."""
@@ -92,6 +96,20 @@ class Expire(NamedTuple):
 
 class Done(NamedTuple):
     """It has ended, and the history knows how."""
+
+
+def as_trusted(item: QueueItem, caller: str) -> QueueItem:
+    """What somebody put there, without what only masters may say: that it is tried again."""
+    if caller == _MASTER or not (item.retry or item.requeued):
+        return item
+    return msgspec.structs.replace(item, retry=0, requeued=0)
+
+
+def answer_within_s(tries: Tries) -> float:
+    """How long its node may take to answer before it is asked again: who asks joins what runs, and
+    hears at once of a new life of the node.
+    """
+    return min(_ANSWER_S * 2.0 ** min(tries.asked, 8), _ANSWER_MOST_S)
 
 
 def begin(item: QueueItem) -> Tries:

@@ -8,8 +8,9 @@ Source: state machine replication (Schneider, 1990), with compare-and-set on a s
 
 from __future__ import annotations
 
+import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,9 +23,7 @@ from mesh.wire.messages import Change, Document, LoggedWrite, WriteEntry
 MOST_ENTRY_BYTES = 1_900_000
 """A page with one entry has to fit a message too."""
 PACKED_FROM_BYTES = 64 * 1024
-MOST_DELETES_BYTES = 512 * 1024
 _MOST_PLAIN_BYTES = 64 * 1024 * 1024
-_MOST_ARRIVALS = 10_000
 _MOST_LISTED_IDS = 10_000
 
 
@@ -41,7 +40,10 @@ def packed(entry: WriteEntry) -> WriteEntry:
     if len(plain) > PACKED_FROM_BYTES:
         entry = msgspec.structs.replace(entry, change=None, packed=zlib.compress(plain, 1))
     if len(codec.encode(entry)) > MOST_ENTRY_BYTES:
-        raise TooLargeError("this write is too large for the log of its shard; write less at once")
+        raise TooLargeError(
+            "this write is too large for the log of its shard, where it stands document by "
+            "document, also what a filter chose: write less at once"
+        )
     return entry
 
 
@@ -56,18 +58,29 @@ def change_of(entry: WriteEntry) -> Change | None:
         return None
 
 
-def deletions(collection: str, ids: Sequence[str]) -> list[Change]:
-    """In parts that fit an entry each; one part at least."""
-    parts: list[list[str]] = [[]]
-    used = 0
-    for name in ids:
-        size = len(name.encode()) + 8
-        if parts[-1] and used + size > MOST_DELETES_BYTES:
-            parts.append([])
-            used = 0
-        parts[-1].append(name)
-        used += size
-    return [Change(collection=collection, deletes=part) for part in parts]
+def equality(contents: str, columns: Mapping[str, str]) -> str:
+    """A hash that is equal where copies of a collection are: the digest of their documents, and
+    what can be filtered by.
+    """
+    named = codec.encode([contents, sorted(columns.items())])
+    return hashlib.sha256(named).hexdigest()
+
+
+def linked(entries: Sequence[LoggedWrite], after: int) -> list[LoggedWrite]:
+    """A part of the log without gaps, for every reader alike: what does not name the entry before
+    it was written by nobody of ours, and stands there as one that changes nothing.
+
+    Args:
+        entries: In order.
+        after: The entry before the first one; 0: not known, and the first one is left as it is.
+    """
+    found: list[LoggedWrite] = []
+    for logged in entries:
+        if after and not logged.entry.begin and logged.entry.prev != after:
+            logged = msgspec.structs.replace(logged, entry=WriteEntry(prev=after))  # noqa: PLW2901
+        found.append(logged)
+        after = logged.sequence
+    return found
 
 
 def result_of(entry: WriteEntry, change: Change, data_version: int) -> dict[str, Any]:
@@ -92,6 +105,8 @@ class Effect:
     drop: bool = False
     made: bool = False
     """The collection is there afterwards, be it empty."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What can be filtered by afterwards, besides what there was; also of what is gone again."""
     puts: dict[str, Document] = field(default_factory=dict)
     deletes: dict[str, None] = field(default_factory=dict)
 
@@ -101,6 +116,8 @@ class Effect:
             self.drop, self.made = True, False
             self.puts.clear()
             self.deletes.clear()
+            self.columns.clear()
+        self.columns = dict(change.columns) | self.columns
         for name in change.deletes:
             self.puts.pop(name, None)
             self.deletes[name] = None
@@ -148,6 +165,11 @@ class Copy(NamedTuple):
     has_data: bool
     following: bool = False
     reachable: bool = True
+    own: bool = False
+    """Its documents came from no replica of the shard and no log: nothing may replace them unasked.
+    """
+    founder: bool = False
+    """The shard is named like it: it held it alone."""
 
 
 class LogView(NamedTuple):
@@ -210,19 +232,29 @@ def standing(me: Copy, view: LogView, others: Sequence[Copy] | None) -> Standing
     if others is None:
         return Wait("the other replicas have not been asked")
     if ahead := [copy for copy in others if _is_ahead(copy, me, view)]:
-        return CopyFrom(min(ahead, key=lambda copy: (-copy.position.sequence, copy.node)).node)
+        source = min(ahead, key=lambda copy: (-copy.position.sequence, copy.node)).node
+        return Wait(own_documents(source)) if me.own else CopyFrom(source)
     if missing := [copy.node for copy in others if not copy.reachable]:
         # One of them may have what nobody else has.
         return Wait(f"not all replicas can be asked: {', '.join(missing)}")
 
-    def rank(copy: Copy) -> tuple[bool, Position, bool]:
+    def rank(copy: Copy) -> tuple[bool, Position, bool, bool]:
         log, sequence = copy.position
         fits = log == view.log and 0 < sequence <= view.last
-        return fits, copy.position, copy.has_data
+        return fits, copy.position, copy.has_data and copy.founder, copy.has_data
 
     # Of equals the first by name, wherever this is asked.
     best = max(sorted((me, *others), key=lambda copy: copy.node), key=rank)
     return Begin() if best is me else Wait(f"{best.node} has more")
+
+
+def own_documents(source: str) -> str:
+    """Why a copy with documents of its own waits."""
+    return (
+        f"it holds documents that are not of this shard, and copying {source} would remove them: "
+        f"to have that, run sync from {source} here; else start it on an empty state folder, or "
+        "without this shard"
+    )
 
 
 def _is_ahead(copy: Copy, me: Copy, view: LogView) -> bool:
@@ -233,38 +265,3 @@ def _is_ahead(copy: Copy, me: Copy, view: LogView) -> bool:
     log, sequence = copy.position
     belongs = copy.reachable and copy.following and log == view.log
     return belongs and (sequence > mine or sequence == view.last > 0)
-
-
-class Arrivals:
-    """Entries that peers told of, until their turn comes."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[int, LoggedWrite] = {}
-        """By the sequence of the entry before."""
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def add(self, logged: LoggedWrite) -> None:
-        """Keep it, unless there are too many: the log has them all."""
-        if len(self._waiting) < _MOST_ARRIVALS and not logged.entry.begin:
-            self._waiting[logged.entry.prev] = logged
-
-    def run(self, position: Position, limit: int) -> list[LoggedWrite]:
-        """Those that continue the position, one after another; what is behind it is dropped."""
-        found: list[LoggedWrite] = []
-        at = position.sequence
-        while len(found) < limit and (logged := self._waiting.get(at)) is not None:
-            if logged.log != position.log or logged.sequence <= at:
-                break
-            found.append(logged)
-            at = logged.sequence
-        return found
-
-    def forget(self, position: Position) -> None:
-        """What the position has passed, and what is of another log."""
-        self._waiting = {
-            prev: logged
-            for prev, logged in self._waiting.items()
-            if prev >= position.sequence and logged.log == position.log
-        }

@@ -26,6 +26,7 @@ from mesh.core.saga_events import (
     CutShort,
     Event,
     Failed,
+    GivenUp,
     Interrupted,
     NeverSent,
     Outcome,
@@ -36,7 +37,7 @@ from mesh.core.saga_events import (
 )
 from mesh.core.saga_record import ENDED, Change, active, doubted, past_return, tell
 from mesh.core.saga_references import plain
-from mesh.errors import ConflictError, InvalidError, TooLargeError
+from mesh.errors import CancelledActionError, ConflictError, InvalidError, TooLargeError
 from mesh.types import SagaState, StepState
 from mesh.wire import codec
 from mesh.wire.messages import Saga, SagaCall
@@ -137,6 +138,8 @@ def after(saga: Saga, event: Event, *, now: int, most_attempts: int) -> Saga:
             change.fields |= {"stop": True, "reason": reason}
         case Aborted(who):
             _abort(change, f"aborted by {who}")
+        case GivenUp(who, step):
+            _give_up(change, step, f"given up by {who}")
         case Resumed(who):
             _resume(change, who)
         case _:
@@ -221,19 +224,45 @@ def _undone(change: Change, at: int, event: Outcome, most_attempts: int) -> None
 def _abort(change: Change, reason: str) -> None:
     """Raises: ConflictError."""
     saga = change.saga
-    if saga.state is not SagaState.PAUSED and (saga.stop or saga.state is SagaState.COMPENSATING):
-        return
     if saga.state in ENDED:
         raise ConflictError(f"the saga {saga.id!r} has ended: it is {saga.state.value}")
     if saga.state is SagaState.PAUSED:
         _decide(change, reason)
         return
+    at = active(saga)
+    if saga.state is SagaState.COMPENSATING and at is not None:
+        raise ConflictError(
+            f"the saga {saga.id!r} is being undone already; its step {saga.steps[at].name!r} can be"
+            " given up (`give_up`): then it stays as it is"
+        )
+    if saga.stop and at is not None:
+        raise ConflictError(
+            f"the saga {saga.id!r} is being aborted already: it waits for the node"
+            f" {saga.steps[at].call.node!r} to tell how the step {saga.steps[at].name!r} ended."
+            " If that node never comes back, remove it"
+        )
     if past_return(saga):
-        raise ConflictError(f"the saga {saga.id!r} cannot be aborted: a final step of it has begun")
-    if active(saga) is None:  # nobody has begun it
+        raise ConflictError(
+            f"the saga {saga.id!r} cannot be aborted: a final step of it has begun. If its node"
+            " never comes back, remove it: then the saga waits for you"
+        )
+    if at is None:  # nobody has begun it
         change.turn_back(reason)
     else:
         change.fields |= {"stop": True, "reason": reason}
+
+
+def _give_up(change: Change, name: str, reason: str) -> None:
+    """Raises: ConflictError."""
+    saga = change.saga
+    at = next((at for at, step in enumerate(saga.steps) if step.name == name), None)
+    if at is None or saga.steps[at].state is not StepState.UNDOING:
+        raise ConflictError(
+            f"no compensation of a step {name!r} of the saga {saga.id!r} is waited for"
+        )
+    error = saga.steps[at].undo_error or codec.error_reply(CancelledActionError(reason))
+    change.set(at, state=StepState.NOT_UNDONE, undo_error=error)
+    change.turn_back()
 
 
 def _decide(change: Change, reason: str) -> None:

@@ -46,6 +46,8 @@ def digest_of(definition: SagaDefinition) -> str:
 
 
 def _wrong(definition: SagaDefinition) -> Iterator[tuple[str, str]]:
+    if not definition.name.isprintable():  # some databases could not hold it
+        yield "name", "must be printable"
     names = [step.name for step in definition.steps]
     final = ""
     for at, step in enumerate(definition.steps):

@@ -67,6 +67,14 @@ class Aborted:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenUp:
+    """Somebody will wait no longer for the compensation of a step."""
+
+    who: str
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
 class Resumed:
     """Somebody found that what was interrupted may be done again."""
 
@@ -74,4 +82,4 @@ class Resumed:
 
 
 Outcome = Succeeded | Failed | CutShort | Interrupted | NeverSent
-Event = TakenOver | Outcome | TimedOut | Aborted | Resumed
+Event = TakenOver | Outcome | TimedOut | Aborted | GivenUp | Resumed

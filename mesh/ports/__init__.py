@@ -70,6 +70,7 @@ from mesh.ports.verbs import Trail as Trail
 from mesh.ports.verbs import Verb as Verb
 from mesh.ports.verbs import VerbProvider as VerbProvider
 from mesh.ports.write_log import MovedOnError as MovedOnError
+from mesh.ports.write_log import NotStoredError as NotStoredError
 from mesh.ports.write_log import ReplicaState as ReplicaState
 from mesh.ports.write_log import WriteLog as WriteLog
 from mesh.ports.write_log import WriteLogArchive as WriteLogArchive

@@ -105,7 +105,7 @@ class Journal(Protocol):
         """
         ...
 
-    async def unrecorded(self) -> list[HistoryRecord]:
+    async def unrecorded(self, limit: int = 256) -> list[HistoryRecord]:
         """Outcomes that history has not acknowledged, oldest first."""
         ...
 

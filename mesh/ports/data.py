@@ -167,6 +167,14 @@ class Documents(Protocol):
         """
         ...
 
+    async def settled(self) -> None:
+        """Until the writes that run now have ended, also those whose caller is gone."""
+        ...
+
+    def new_columns(self, collection: str, documents: Sequence[Document]) -> dict[str, str]:
+        """The columns that writing these documents would add, and their kinds."""
+        ...
+
     def columns(self, collection: str) -> dict[str, str]:
         """Metadata keys that can be filtered by, and their kinds; empty: no such collection."""
         ...

@@ -40,8 +40,8 @@ class QueueDoor(Protocol):
     """What callers have of the queue."""
 
     async def put(self, node: str, caller: str, item: QueueItem, *, timeout_s: float) -> int:
-        """Its sequence number, once the broker has stored it. The same action for the same node
-        again within ten minutes is stored once.
+        """Its sequence number, once the broker has stored it. The same again is stored again: what
+        makes it run once is that its node knows the id.
 
         Raises:
             UnavailableError: The queue is full or away; without an acknowledgement it may be
@@ -59,7 +59,17 @@ class ActionQueue(QueueDoor, Protocol):
         ...
 
     async def next(self, node: str, after: int) -> Waiting | None:
-        """The oldest one after that sequence, of a node, or (empty) of all; None: no more."""
+        """The oldest one after that sequence that waits for this node; None: no more.
+
+        Raises:
+            InvalidError: No node has such a name.
+        """
+        ...
+
+    async def next_of_all(self, after: int) -> Waiting | None:
+        """The oldest one after that sequence, of whatever node; None: no more. What stands where no
+        action can wait is thrown away.
+        """
         ...
 
     async def read(self, sequence: int) -> Waiting | None:
@@ -80,8 +90,12 @@ class ActionQueue(QueueDoor, Protocol):
 
     async def dead(self, node: str, limit: int, offset: int) -> tuple[list[Buried], int]:
         """A page of the dead letters, newest first, of a node, or (empty) of all; and how many
-        there are.
+        there are. Of many, the oldest may not be reached.
         """
+        ...
+
+    async def letter(self, action_id: str, node: str) -> Buried | None:
+        """The newest dead letter of that id, of a node, or (empty) of any; None: there is none."""
         ...
 
     async def exhume(self, sequence: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mesh.core.replication import Position
-from mesh.errors import MeshError
+from mesh.errors import MeshError, UnavailableError
 from mesh.wire.messages import AppliedWrite, CopyPlace, LoggedWrite, WriteEntry, WritesPage
 
 
@@ -23,6 +23,10 @@ class MovedOnError(MeshError):
         """The shard's last entry there is; 0: none is left."""
 
 
+class NotStoredError(UnavailableError):
+    """The log refuses to store: it is full, or not there. Nothing was stored."""
+
+
 class WriteLog(Protocol):
     """A node's side: it can only add."""
 
@@ -32,8 +36,8 @@ class WriteLog(Protocol):
 
         Raises:
             MovedOnError: Another one is the last; nothing was stored.
-            TooLargeError: Nothing was stored.
-            UnavailableError, DeadlineExceededError: It may or may not be stored.
+            TooLargeError, NotStoredError: Nothing was stored.
+            MeshError: It may or may not be stored.
         """
         ...
 
@@ -50,8 +54,8 @@ class WriteLogArchive(Protocol):
         ...
 
     async def read(self, shard: str, after: int, limit: int, *, timeout_s: float) -> WritesPage:
-        """A shard's entries after `after`, in order, as many as fit an answer. What cannot be read
-        stands there as an entry that changes nothing.
+        """A shard's entries after `after`, in order, as many as fit an answer, `linked` as far as
+        the entry `after` is still there.
 
         Raises:
             UnavailableError
@@ -63,7 +67,9 @@ class ReplicaState(Protocol):
     """A node's durable memory of its place in the order."""
 
     async def load(self, shard: str) -> tuple[bool, Position]:
-        """Whether the shard's writes are logged, and what was applied last."""
+        """Whether the shard's writes are logged, and what was applied last. From now on the node
+        holds this shard: its places in others are of documents that will change, and are forgotten.
+        """
         ...
 
     async def set_logged(self, shard: str) -> None:
@@ -71,9 +77,16 @@ class ReplicaState(Protocol):
         ...
 
     async def advance(
-        self, shard: str, position: Position, writes: Sequence[AppliedWrite] = ()
+        self,
+        shard: str,
+        position: Position,
+        writes: Sequence[AppliedWrite] = (),
+        *,
+        copied: bool = False,
     ) -> None:
-        """Remember in one step what was applied, and what these actions answer."""
+        """Remember in one step what was applied, what these actions answer, and, if it was copied,
+        that the copy is done.
+        """
         ...
 
     async def remember(self, writes: Sequence[AppliedWrite]) -> None:
@@ -108,6 +121,7 @@ class ReplicaState(Protocol):
 __all__ = [
     "LoggedWrite",
     "MovedOnError",
+    "NotStoredError",
     "Position",
     "ReplicaState",
     "WriteLog",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
+
+from mesh.wire import codec
 
 _TELL_EVERY_S = 0.25
 _MOST_NOTE_CHARS = 500
@@ -28,7 +32,7 @@ class Control:
     """
 
     __slots__ = ("_ended", "_later", "_latest", "_loop", "_noticed", "_now", "_stopped", "_tell",
-                 "_told_at", "_untold", "_waiting")  # fmt: skip
+                 "_told_at", "_untold", "_waiting", "thread")  # fmt: skip
 
     def __init__(
         self,
@@ -53,15 +57,17 @@ class Control:
         self._untold = False
         self._told_at = -math.inf
         self._waiting: list[asyncio.Future[None]] = []
+        self.thread: asyncio.Future[object] | None = None
+        """Done when the thread ends that the attempt runs in; None: it runs in none."""
 
     # -- the executor's side -------------------------------------------------------------------
 
     def stop(self) -> None:
         """Nobody wants this attempt any more; it is for its code to look."""
         self._stopped = True
-        for waiting in self._waiting:
-            if not waiting.done():
-                waiting.set_result(None)
+        for waiting in list(self._waiting):
+            with contextlib.suppress(RuntimeError):  # of a loop that has ended
+                waiting.get_loop().call_soon_threadsafe(_wake, waiting)
 
     def end(self) -> None:
         """What it tells from now on, a thread that was left behind perhaps, is of no interest."""
@@ -72,6 +78,11 @@ class Control:
         """Whether its code has looked since `stop`: what it did then, it did knowing."""
         return self._noticed
 
+    @property
+    def left_behind(self) -> asyncio.Future[object] | None:
+        """Its thread, if that still runs: nothing can stop it."""
+        return None if self.thread is None or self.thread.done() else self.thread
+
     # -- the action's side, from any thread ------------------------------------------------------
 
     def stopped(self) -> bool:
@@ -80,23 +91,24 @@ class Control:
         return self._stopped
 
     async def until_stopped(self) -> None:
-        if not self._stopped:
-            waiting = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiting)
-            try:
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)  # before the look: `stop` may come from another thread
+        try:
+            if not self._stopped:
                 await waiting
-            finally:
-                self._waiting.remove(waiting)
+        finally:
+            self._waiting.remove(waiting)
         self._noticed = True
 
     def progress(self, fraction: float | None, note: str) -> None:
         if fraction is not None:
             fraction = float(fraction)
             fraction = min(1.0, max(0.0, fraction)) if math.isfinite(fraction) else None
-        self._latest = (fraction, str(note)[:_MOST_NOTE_CHARS])
+        self._latest = (fraction, codec.clean(str(note)[:_MOST_NOTE_CHARS]))
         if self._loop is not None and not self._untold:  # else the newest is told with the last
             self._untold = True
-            self._loop.call_soon_threadsafe(self._soon)
+            with contextlib.suppress(RuntimeError):  # the node has ended; a thread was left behind
+                self._loop.call_soon_threadsafe(self._soon)
 
     def _soon(self) -> None:
         loop = self._loop
@@ -110,6 +122,11 @@ class Control:
         self._told_at = now
         self._untold = False
         self._tell(*self._latest)
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +152,10 @@ class ActionContext:
             action=self.action, id=self.id
         )
         return logger
+
+    def occupies(self, thread: asyncio.Future[Any]) -> None:
+        """The attempt runs in a thread, which has ended when this is done. For the SDK."""
+        self._control.thread = thread
 
     @property
     def cancelled(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import structlog
 
 from mesh.core.targets import check_id
-from mesh.errors import MeshError, NotFoundError
+from mesh.errors import MeshError, NotFoundError, UnavailableError
 from mesh.ports import ActionIndex, History, Verb
 from mesh.runtime.history_index import HistoryIndex
 from mesh.runtime.parts import Surroundings
@@ -32,8 +32,8 @@ _PRUNE_PAUSE_S = 0.05
 """Between two transactions: others want to write as well."""
 _DAY_MS = 24 * 3600 * 1000
 
-FindQueued = Callable[[str], Awaitable[HistoryRecord | None]]
-"""An action that waits in the queue, by its id."""
+FindQueued = Callable[[str, str], Awaitable[HistoryRecord | None]]
+"""An action that waits in the queue, by its id, of a node, or (empty) of any."""
 
 
 class ActionMemory:
@@ -95,7 +95,7 @@ class ActionMemory:
         await self._freshen()
         page = await self._index.page(query)
         if query.action_id and query.after is None and not page.total:
-            queued = await self._queued(query.action_id)
+            queued = await self._queued(query.action_id, query.node)
             if queued is not None and _matches(query, queued):
                 page = HistoryPage(actions=[queued], total=1, sequence=page.sequence)
         return page
@@ -106,29 +106,39 @@ class ActionMemory:
         await self._freshen()
         stories = await self._index.stories(asked.action_id)
         if not stories:
-            queued = await self._queued(asked.action_id)
+            queued = await self._queued(asked.action_id, "")
             if queued is None:
                 raise NotFoundError(f"no action {asked.action_id!r} in the history")
             stories = [ActionStory(action=queued, attempts=[])]
         return ActionStories(id=asked.action_id, stories=stories)
 
     async def known(self, action_id: str, node: str) -> HistoryRecord | None:
-        """What the index, or else the queue, has of an action of a node; it may lag a moment.
+        """What the history, or else the queue, has of an action of a node; where the history cannot
+        be read it may lag.
 
         Raises:
             UnavailableError: The database is away.
         """
+        await self._freshen()
         page = await self._index.page(HistoryQuery(action_id=action_id, node=node, limit=1))
-        if page.actions:
-            return page.actions[0]
-        queued = await self._queued(action_id)
-        return queued if queued is not None and queued.node == node else None
+        return page.actions[0] if page.actions else await self._queued(action_id, node)
 
-    async def _queued(self, action_id: str) -> HistoryRecord | None:
+    async def known_now(self, action_id: str, node: str) -> HistoryRecord | None:
+        """As `known`, and nothing that is stored lags: None is that nobody has begun it.
+
+        Raises:
+            UnavailableError, DeadlineExceededError: That cannot be told.
+        """
+        newest = await self._history.last_sequence(timeout_s=_FRESH_WITHIN_S)
+        if not await self._reader.reach(newest, timeout_s=_FRESH_WITHIN_S):
+            raise UnavailableError("the index of the history is behind")
+        return await self.known(action_id, node)
+
+    async def _queued(self, action_id: str, node: str) -> HistoryRecord | None:
         if self._find_queued is None:
             return None
         try:
-            return await self._find_queued(action_id)
+            return await self._find_queued(action_id, node)
         except MeshError as error:
             log.warning("mesh.history.queue_unknown", error=str(error))
             return None

@@ -40,15 +40,26 @@ class Fingerprint(NamedTuple):
     """Bytes of both as JSON."""
 
 
+UNKNOWN = Fingerprint("", _MOST_PARAMS_BYTES + 1)
+"""Of an action that is to be stopped before anybody has said what its parameters are."""
+
+
 def fingerprint_of(request: ActionRequest) -> Fingerprint:
     """Equal for equal action and parameters, whatever the order of keys."""
     canonical = _canonical.encode([request.action, request.params])
     return Fingerprint(hashlib.sha256(canonical).hexdigest(), len(canonical))
 
 
-def check_same(request: ActionRequest, digest: str, known: str) -> None:
-    """Raises ConflictError where an id stands for something else already."""
-    if digest != known:
+def check_same(request: ActionRequest, digest: str, known: str, action: str = "") -> None:
+    """Raises ConflictError where an id stands for something else already.
+
+    Args:
+        request: What is asked now.
+        digest: Of it.
+        known: Digest of what was asked before; empty: nobody has said.
+        action: What was asked before; empty: nobody has said.
+    """
+    if (known and digest != known) or (action and action != request.action):
         raise ConflictError(
             f"the id {request.id!r} was used for another action or other parameters; "
             "choose a new one"
@@ -99,6 +110,33 @@ def refused(accepted: HistoryRecord, at: int) -> HistoryRecord:
     return ended(accepted, ActionState.CANCELLED, at, error)
 
 
+def unfit(record: HistoryRecord, at: int, refusal: MeshError) -> HistoryRecord:
+    """It was accepted, and what the node offers by now does not fit it."""
+    error = codec.error_reply(refusal)
+    why = f"{error.message}; {_not_begun(record)}"
+    return ended(record, ActionState.FAILED, at, msgspec.structs.replace(error, message=why))
+
+
+def not_followed(outcome: HistoryRecord, refusal: MeshError) -> HistoryRecord:
+    """What to answer, and not to store, where another attempt cannot be made."""
+    error = codec.error_reply(refusal)
+    why = f"{error.message}; no other attempt was begun"
+    return msgspec.structs.replace(outcome, error=msgspec.structs.replace(error, message=why))
+
+
+def lighter(record: HistoryRecord) -> tuple[HistoryRecord, HistoryRecord, HistoryRecord]:
+    """All of it, it without its bulk, and nothing in it that anybody wrote: the first one that can
+    be stored is.
+    """
+    light = msgspec.structs.replace(record, params=None, result=None, trace="")
+    error = record.error
+    if error is None:
+        return record, light, light
+    message = f"{error.kind}; what it says beyond that could not be stored"
+    bare = ErrorReply(code=error.code, kind=error.kind, message=message, retryable=error.retryable)
+    return record, light, msgspec.structs.replace(light, error=bare)
+
+
 def interrupted(record: HistoryRecord, at: int) -> HistoryRecord:
     """Nobody knows."""
     why = "the node stopped while the action ran; whether it took effect is not known"
@@ -131,8 +169,19 @@ def was_refused(entry: JournalEntry) -> bool:
 
 
 def may_try_again(entry: JournalEntry, request: ActionRequest) -> bool:
-    """Whether its end is one that the request asks to follow with another attempt."""
-    return 0 < entry.attempt <= request.retry and entry.state in _ENDED_BADLY
+    """Whether its end is one that the request asks to follow with another attempt.
+
+    Raises:
+        ConflictError: It asks to follow one that there has not been.
+    """
+    if entry.state not in _ENDED_BADLY or request.retry < entry.attempt:
+        return False
+    if request.retry > entry.attempt:
+        raise ConflictError(
+            f"{request.id!r} has had {entry.attempt} attempts here, so there is no attempt "
+            f"{request.retry} that another one could follow; nothing was run"
+        )
+    return True
 
 
 def reply_to(outcome: HistoryRecord) -> bytes:

@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable
 from types import TracebackType
 
+from mesh.errors import MeshError, UnavailableError
 from mesh.runtime.action_context import Control
 from mesh.runtime.action_records import Fingerprint
-from mesh.runtime.sdk import ActionSpec
 from mesh.wire.messages import ActionRequest, HistoryRecord
 
+_MOST_WAITING = 64
+"""For one action. Whoever asks again and again has given up what he asked first."""
 _SHORT_S = 1.0
 _TICKS_A_SECOND = 100
 _COARSE = 10
@@ -30,11 +32,10 @@ class Run:
     """One action. For the event loop alone."""
 
     __slots__ = ("cancelled_by", "control", "expirable", "fingerprint", "hits", "late", "request",
-                 "spec", "stoppable", "task", "waiting")  # fmt: skip
+                 "stoppable", "task", "waiting")  # fmt: skip
 
-    def __init__(self, request: ActionRequest, spec: ActionSpec, fingerprint: Fingerprint) -> None:
+    def __init__(self, request: ActionRequest, fingerprint: Fingerprint) -> None:
         self.request = request
-        self.spec = spec
         self.fingerprint = fingerprint
         self.task: asyncio.Task[HistoryRecord] | None = None
         self.waiting: list[asyncio.Future[HistoryRecord]] = []
@@ -74,8 +75,15 @@ class Run:
     async def end(self) -> HistoryRecord:
         """Its outcome. It goes on if this one gives up: its outcome answers the next."""
         waiting: asyncio.Future[HistoryRecord] = asyncio.get_running_loop().create_future()
+        if len(self.waiting) == _MOST_WAITING:
+            _tell(self.waiting.pop(1), _crowded())  # the first one's place is the action's
         self.waiting.append(waiting)
         return await waiting
+
+    def tell(self, error: MeshError) -> None:
+        """Whoever waits hears this at once, and nothing of the end."""
+        while self.waiting:
+            _tell(self.waiting.pop(), error)
 
     def ended(self, task: asyncio.Task[HistoryRecord]) -> None:
         """Tell everybody who waits."""
@@ -89,6 +97,17 @@ class Run:
                 waiting.set_exception(failure)
             else:
                 waiting.set_result(task.result())
+
+
+def _tell(waiting: asyncio.Future[HistoryRecord], error: MeshError) -> None:
+    if not waiting.done():
+        waiting.set_exception(error)
+
+
+def _crowded() -> MeshError:
+    return UnavailableError(
+        f"more than {_MOST_WAITING} wait for the end of this action; ask again", retry_after_ms=1000
+    )
 
 
 class Stoppable:

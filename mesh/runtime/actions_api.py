@@ -5,6 +5,7 @@ several; stop it, try it again, see what waits.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -48,7 +49,8 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-_CHECK_S = 1.0
+_CHECK_S, _CHECK_MOST_S = 1.0, 5.0
+"""For as many as are asked at once; for all."""
 _CHECKS_AT_ONCE = 16
 _PUT_S = 5.0
 _STEER_S = 10.0
@@ -96,6 +98,7 @@ class ActionsApi(RegistryApi):
         node: str | None = None,
         id: str | None = None,  # noqa: A002
         timeout_s: float | None = None,
+        retry: int = 0,
         on_behalf: str = "",
     ) -> ActionResult:
         """Run an action on a node and wait for its outcome.
@@ -108,6 +111,8 @@ class ActionsApi(RegistryApi):
                 count as one.
             id: Idempotency key: the same id runs once, however often it is asked.
             timeout_s: How long to wait; the action itself goes on.
+            retry: If its last attempt was this one and ended badly (`MeshError.attempt`), make
+                another one; else its outcome is answered as ever.
             on_behalf: Whom a gateway, master or bridge speaks for: history names them instead of
                 the caller. Nodes ignore it from anybody else.
 
@@ -129,8 +134,10 @@ class ActionsApi(RegistryApi):
             lambda: targets.one(self._routes.table, action, body, node), wait_s
         )
         request = ActionRequest(
-            id=id or str(uuid7()), action=action, params=body, on_behalf=on_behalf
+            id=id or str(uuid7()), action=action, params=body, retry=retry, on_behalf=on_behalf
         )
+        if self._routes.table.refusal(target):  # it cannot say itself that it would refuse this
+            await self._check(action, body, {target: request.id})
         left_s = self._left_s(began, wait_s)
         return await self._caller.action(target, action, request, ActionResult, left_s)
 
@@ -367,12 +374,15 @@ class ActionsApi(RegistryApi):
 
     async def _check(self, action: str, params: Mapping[str, Any], ids: Mapping[str, str]) -> None:
         """Have a master check it for each node, by slug: the action's id there. Where none answers
-        within a second the nodes do.
+        within a second, or a few for many nodes, the nodes do; a refusal that came counts.
 
         Raises:
             BadRequestError, ConflictError, InvalidError, NotFoundError
         """
+        if not ids:
+            return
         places = asyncio.Semaphore(_CHECKS_AT_ONCE)
+        within_s = min(_CHECK_S * math.ceil(len(ids) / _CHECKS_AT_ONCE), _CHECK_MOST_S)
 
         async def one(node: str) -> None:
             async with places:
@@ -380,13 +390,13 @@ class ActionsApi(RegistryApi):
 
         tasks = [asyncio.ensure_future(one(node)) for node in ids]
         try:
-            async with asyncio.timeout(_CHECK_S):
-                for task in tasks:
-                    await task
-        except _REFUSALS:
-            raise
-        except (MeshError, TimeoutError) as error:
-            log.debug("mesh.client.unchecked", action=action, error=str(error))
+            done, unknown = await asyncio.wait(tasks, timeout=within_s)
+            for task in tasks:
+                error = task.exception() if task in done else None
+                if isinstance(error, _REFUSALS) or not isinstance(error, MeshError | None):
+                    raise error
+            if unknown:
+                log.debug("mesh.client.unchecked", action=action, nodes=len(unknown))
         finally:
             for task in tasks:
                 task.cancel()

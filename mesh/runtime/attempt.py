@@ -39,22 +39,29 @@ class Ended(NamedTuple):
     """Its author says that another attempt would be no use."""
 
 
-async def attempt(run: Run, params: Any, context: ActionContext, *, timeout_s: float) -> Ended:
+class Work(NamedTuple):
+    """What an attempt does."""
+
+    spec: ActionSpec
+    params: Any
+    """Of the type that the action wants."""
+
+
+async def attempt(run: Run, work: Work, context: ActionContext, *, timeout_s: float) -> Ended:
     """Run it once. Raises nothing but the cancellation of whoever waits for it.
 
     Args:
         run: What runs; its `control` is the context's.
-        params: Of the type that the action wants.
+        work: What it does.
         context: For the action's code.
         timeout_s: Then somebody calls `Run.expire`.
     """
     try:
-        ended = Ended(ActionState.SUCCEEDED, _plain(await _called(run, params, context)))
+        ended = Ended(ActionState.SUCCEEDED, _plain(await _called(run, work, context)))
     except StoppedError:
         return _cancelled(run)
     except TimeIsUpError:
-        late = DeadlineExceededError(f"{run.spec.name} did not finish within {timeout_s:g} s")
-        return Ended(ActionState.EXPIRED, error=codec.error_reply(late))
+        return Ended(ActionState.EXPIRED, error=codec.error_reply(_late(run, work, timeout_s)))
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
@@ -72,14 +79,21 @@ async def attempt(run: Run, params: Any, context: ActionContext, *, timeout_s: f
     return ended
 
 
-async def _called(run: Run, params: Any, context: ActionContext) -> Any:
+def _late(run: Run, work: Work, timeout_s: float) -> DeadlineExceededError:
+    why = f"{work.spec.name} did not finish within {timeout_s:g} s"
+    if run.control is not None and run.control.left_behind is not None:
+        why += ": its thread still ran when its time was up; whether it took effect is not known"
+    return DeadlineExceededError(why)
+
+
+async def _called(run: Run, work: Work, context: ActionContext) -> Any:
     """A thread cannot be stopped: what it does is done, so its end is waited for, unless its time
     is up.
     """
-    threaded = run.spec.threaded
+    threaded = work.spec.threaded
     with Stoppable(run, stops=not threaded, expires=True):
         try:
-            return await run.spec.run(params, context)
+            return await work.spec.run(work.params, context)
         finally:
             if run.hits and not threaded and run.control is not None:
                 run.control.stopped()  # it heard, whatever it made of it

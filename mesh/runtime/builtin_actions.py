@@ -7,14 +7,13 @@ then ordered in the shard's log; see `mesh.runtime.replication`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from mesh.core import documents as rules
-from mesh.core.replication import deletions
 from mesh.errors import InvalidError
 from mesh.ports import Documents, Written
 from mesh.runtime.action_context import ActionContext
@@ -31,8 +30,10 @@ from mesh.wire.messages import (
     Token,
 )
 
-_LONGEST_WRITE_S = 600.0
-_LONGEST_SYNC_S = 24 * 3600.0
+_LONGEST_S = 24 * 3600.0
+"""Copying takes its time; and a write that may be in the log of its shard must not be called
+expired because the broker is away for long.
+"""
 
 Run = Callable[[Any, ActionContext], Awaitable[dict[str, Any]]]
 
@@ -96,7 +97,7 @@ def builtin_actions(
     ]
     if replica is not None:
         what = "Make this copy of a shard equal to another node's"
-        specs.append(_builtin("sync", _syncing(replica), Sync, what, timeout_s=_LONGEST_SYNC_S))
+        specs.append(_builtin("sync", _syncing(replica), Sync, what))
     return {spec.name: spec for spec in specs}
 
 
@@ -168,26 +169,30 @@ def _writers(documents: Documents, changed: Callable[[str], None]) -> dict[str, 
 def _plans(documents: Documents) -> dict[str, Callable[[Any, ActionContext], Awaitable[Planned]]]:
     """What each write comes to, found out on a copy that has all writes before it."""
 
+    def put(collection: str, batch: Sequence[Document]) -> Change:
+        columns = documents.new_columns(collection, batch)
+        return Change(collection=collection, puts=list(batch), columns=columns)
+
     async def index(params: Index, context: ActionContext) -> Planned:
         batch = _batch(params, context)
         different = await documents.would_index(params.collection, batch)
-        return Planned([Change(collection=params.collection, puts=list(batch))], different)
+        return Planned(put(params.collection, batch), different)
 
     async def update(params: Update, _context: ActionContext) -> Planned:
         new, different = await documents.would_update(params.collection, params.id, params.fields)
-        return Planned([Change(collection=params.collection, puts=[new])], int(different))
+        return Planned(put(params.collection, [new]), int(different))
 
     async def delete(params: Delete, _context: ActionContext) -> Planned:
         _check_delete(params)
         found = await documents.would_delete(
             params.collection, ids=params.ids, filters=params.filter or None
         )
-        return Planned(deletions(params.collection, found), len(found))
+        return Planned(Change(collection=params.collection, deletes=list(found)), len(found))
 
     async def drop(params: Drop, _context: ActionContext) -> Planned:
         if params.collection not in {info.name for info in documents.collections()}:
             await documents.drop(params.collection)  # it says what there is
-        return Planned([Change(collection=params.collection, drop=True)], 0)
+        return Planned(Change(collection=params.collection, drop=True), 0)
 
     return {"index": index, "update": update, "delete": delete, "drop": drop}
 
@@ -230,15 +235,13 @@ def _syncing(replica: Replica) -> Run:
     return sync
 
 
-def _builtin(
-    name: str, run: Any, params: Any, description: str, *, timeout_s: float = _LONGEST_WRITE_S
-) -> ActionSpec:
+def _builtin(name: str, run: Any, params: Any, description: str) -> ActionSpec:
     return ActionSpec(
         name=name,
         run=run,
         params=params,
         description=description,
-        timeout_s=timeout_s,
+        timeout_s=_LONGEST_S,
         idempotent=True,
         builtin=True,
     )

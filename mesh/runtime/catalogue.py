@@ -26,7 +26,9 @@ from mesh.wire.messages import (
 )
 
 _MOST_PARAMS_BYTES = 256 * 1024
-"""Longer ones are left to the node: others wait meanwhile."""
+"""Longer ones are left to the node, in the queue too: others wait meanwhile, for a second and more
+where 1 MB is all wrong.
+"""
 _TOLD = 3
 """Misfits in the message; the fields name them all."""
 

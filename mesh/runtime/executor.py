@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 import msgspec
 import structlog
@@ -26,23 +28,26 @@ from mesh.errors import (
     DeadlineExceededError,
     MeshError,
     NotFoundError,
+    OverloadedError,
+    UnavailableError,
 )
 from mesh.ports import Clock, History, Journal, JournalEntry
 from mesh.runtime import action_records as records
-from mesh.runtime.action_context import ActionContext, Control
+from mesh.runtime.action_attempts import Attempts
 from mesh.runtime.action_ledger import Ledger
-from mesh.runtime.action_run import Alarms, Run, Stoppable, StoppedError
-from mesh.runtime.attempt import Ended, check_params
-from mesh.runtime.attempt import attempt as run_attempt
+from mesh.runtime.action_run import Run
+from mesh.runtime.attempt import Work, check_params
 from mesh.runtime.background import Background
 from mesh.runtime.sdk import ActionSpec
-from mesh.runtime.turns import Turns
 from mesh.types import ActionState
 from mesh.wire.messages import ActionProgress, ActionRequest, HistoryRecord
 
 log = structlog.get_logger()
 
-_LONGEST_BACKOFF_S = 60.0
+_MOST_WAITING = 256
+"""For a turn of one action, beyond those that have theirs."""
+_COME_BACK_MS = 1000
+_MASTER = "master"
 
 
 def _drops(_progress: ActionProgress) -> None:
@@ -79,16 +84,20 @@ class Executor:
         self._journal = journal
         self._ledger = Ledger(journal, history, clock)
         self._clock = clock
-        self._default_timeout_s = default_timeout_s
-        self._on_progress = on_progress
-        self._chance = chance or random.Random().random  # noqa: S311 (spreads retries)
+        self._attempts = Attempts(
+            node,
+            actions,
+            ledger=self._ledger,
+            clock=clock,
+            default_timeout_s=default_timeout_s,
+            on_progress=on_progress,
+            chance=chance or random.Random().random,  # noqa: S311 (spreads retries)
+        )
         self.expired = 0
         """Requests that came in time, and were too late when they could begin."""
         self._running: dict[str, Run] = {}
-        self._turns = {
-            spec.name: Turns(spec.concurrency) for spec in actions.values() if spec.concurrency
-        }
-        self._alarms = Alarms()
+        self._crowd: Counter[str] = Counter()
+        """Of these, how many are of an action."""
         self._background = Background(clock)
 
     # -- life --------------------------------------------------------------------------------------
@@ -106,116 +115,161 @@ class Executor:
                     "node; it offers: " + ", ".join(sorted(self._actions))
                 )
         for entry in await self._journal.unsettled():
-            spec = self._actions.get(entry.request.action)
-            if spec is not None and _may_run_again(spec, entry):
-                log.info("mesh.action.run_again", id=entry.request.id, action=entry.request.action)
-                self._launch(entry.request, spec, records.fingerprint_of(entry.request), entry)
-            else:
-                await self._journal.settle(self._interrupted(entry))
+            end = self._end_of(entry)
+            if end is not None:
+                await self._journal.settle(end)
+                continue
+            log.info("mesh.action.run_again", id=entry.request.id, action=entry.request.action)
+            run = Run(entry.request, records.fingerprint_of(entry.request))
+            self._launch(run, self._resume(run, entry))
         self._ledger.leave()
         self._background.repeat(
             "record leftovers", lambda: self._ledger.record_leftovers(self._running)
         )
 
+    async def drain(self, grace_s: float) -> None:
+        """Let what runs end for so many seconds, also what nobody waits for any more."""
+        give_up = self._clock.monotonic() + grace_s
+        while running := self._tasks():
+            left_s = give_up - self._clock.monotonic()
+            if left_s <= 0:
+                break
+            await asyncio.wait(running, timeout=left_s)
+
     async def stop(self) -> None:
         """Cancel what still runs: it ends `interrupted` or runs again at the next start."""
-        tasks = [run.task for run in self._running.values() if run.task is not None]
+        tasks = self._tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._background.stop()
 
+    def _tasks(self) -> list[asyncio.Task[HistoryRecord]]:
+        return [run.task for run in self._running.values() if run.task is not None]
+
     # -- requests ----------------------------------------------------------------------------------
 
     async def execute(self, request: ActionRequest, caller: str) -> bytes:
         """Run an action once, whoever asks how often; the encoded reply. With `cancel`, stop it.
+        What a known id has come to is answered whatever the node offers by now.
 
         Raises:
             BadRequestError: No such action here.
             InvalidError: Parameters that do not fit; nothing ran.
             ConflictError: The id was used with other parameters; or it has ended, and cannot be
-                stopped.
+                stopped; or `retry` is to follow an attempt that there has not been.
             NotFoundError: Nothing to stop.
             DeadlineExceededError: Expired before it began; nothing ran.
-            UnavailableError: History cannot record it; nothing ran.
+            OverloadedError: Too many wait for their turn; nothing ran.
+            UnavailableError: History cannot record it, so nothing ran; or, as the message says,
+                whether it will is not known.
         """
-        spec = self._actions.get(request.action)
-        if spec is None:
-            raise BadRequestError(
-                f"unknown action {request.action!r}; {self._node} offers: "
-                + ", ".join(sorted(self._actions))
-            )
         who = request.on_behalf or caller
         if request.cancel:
-            return await self._cancel(request, who)
+            run = await self._stopped(request, caller, who)
+            return records.reply_to(await run.end())
         if not request.id:
             request = msgspec.structs.replace(request, id=str(uuid7()))
         check_id(request.id)
-        params = check_params(spec, request.params)
         fingerprint = records.fingerprint_of(request)
-        run = self._running.get(request.id)
-        if run is not None:
-            records.check_same(request, fingerprint.digest, run.fingerprint.digest)
+        running = self._running.get(request.id)
+        if running is not None:
+            run = running
+            known = run.fingerprint.digest
+            records.check_same(request, fingerprint.digest, known, run.request.action)
         else:
-            run = self._launch(request, spec, fingerprint, caller=who, params=params)
+            run = Run(request, fingerprint)
+            self._launch(run, self._admit(run, who))
         return records.reply_to(await run.end())
 
-    async def _cancel(self, request: ActionRequest, by: str) -> bytes:
-        """Only what is of the same action: who may run that may stop it, and no other."""
-        check_id(request.id)
-        run = self._running.get(request.id)
-        if run is not None and run.request.action == request.action:
-            run.cancel(by)
-            return records.reply_to(await run.end())
-        known = await self._journal.find(request.id)
-        if known is None or known.request.action != request.action:
-            raise NotFoundError(f"{self._node} knows no {request.action} {request.id!r}")
-        raise ConflictError(f"{request.action} {request.id!r} has ended: {known.state}")
+    def joins(self, action_id: str) -> bool:
+        """Whether a request with that id would wait for what runs."""
+        return action_id in self._running
 
     async def repeats(self, request: ActionRequest) -> bool:
         """Whether `execute` would run nothing new: it runs already, or has run, or is to stop.
 
         Raises:
+            ConflictError: `retry` is to follow an attempt that there has not been.
             UnavailableError: The journal cannot be read.
         """
         if request.cancel or request.id in self._running:
             return True
         known = await self._journal.find(request.id) if request.id else None
-        return (
-            known is not None
-            and known.outcome is not None
-            and not records.was_refused(known)
-            and not records.may_try_again(known, request)
-        )
+        return known is not None and known.outcome is not None and not _is_free(known, request)
 
-    def _launch(
-        self,
-        request: ActionRequest,
-        spec: ActionSpec,
-        fingerprint: records.Fingerprint,
-        entry: JournalEntry | None = None,
-        *,
-        caller: str = "",
-        params: object = None,
-    ) -> Run:
-        run = Run(request, spec, fingerprint)
-        work = self._resume(run, entry) if entry else self._admit(run, caller, params)
+    def _launch(self, run: Run, work: Coroutine[Any, Any, HistoryRecord]) -> None:
         run.task = asyncio.get_running_loop().create_task(work)
-        self._running[request.id] = run
+        self._running[run.request.id] = run
+        self._crowd[run.request.action] += 1
         run.task.add_done_callback(lambda done: self._finished(run, done))
-        return run
 
     def _finished(self, run: Run, task: asyncio.Task[HistoryRecord]) -> None:
-        self._running.pop(run.request.id, None)
+        del self._running[run.request.id]
+        self._crowd[run.request.action] -= 1
         run.ended(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # Everyone who waits gets it; nobody may be waiting any more.
             log.debug("mesh.action.refused", id=run.request.id, error=str(error))
 
+    # -- stopping ----------------------------------------------------------------------------------
+
+    async def _stopped(self, request: ActionRequest, caller: str, by: str) -> Run:
+        """What is being stopped. Only what is of the same action: who may run that may stop it, and
+        no other.
+
+        Masters alone can stop what has not come yet, and what they leave behind keeps it from
+        running when it comes: they know that somebody has sent it. Anybody else could fill the
+        journal with ids that nobody ever uses.
+        """
+        check_id(request.id)
+        known = None
+        run = self._running.get(request.id)
+        if run is None:
+            known = await self._journal.find(request.id)
+            run = self._running.get(request.id)  # it may have come meanwhile
+        there = run.request if run is not None else known.request if known is not None else None
+        named = f"{request.action} {request.id!r}"
+        if there is not None and there.action != request.action:
+            raise NotFoundError(f"{self._node} knows no {named}")
+        if run is None:
+            if known is None and caller != _MASTER:
+                raise NotFoundError(f"{self._node} knows no {named}")
+            if known is not None and (caller != _MASTER or not _is_free(known, request)):
+                raise ConflictError(f"{named} has ended: {known.state}")
+            run = Run(msgspec.structs.replace(request, params={}), records.UNKNOWN)
+            self._launch(run, self._forestall(run, by, known))
+        run.cancel(by)
+        return run
+
+    async def _forestall(self, run: Run, by: str, known: JournalEntry | None) -> HistoryRecord:
+        """The attempt that may yet be asked for has ended already."""
+        attempts = known.attempt if known is not None else run.request.retry
+        record = self._accepted(run, by, self._clock.unix_ms(), attempt=attempts + 1)
+        found = await self._journal.accept(
+            run.request,
+            caller=by,
+            digest=record.digest,
+            accepted_at=record.at,
+            attempts=attempts,
+            again=known is not None,
+        )
+        if found is not None:
+            raise ConflictError(f"{run.request.id!r} has come meanwhile: {found.state}")
+        return await self._ledger.settle(records.cancelled(record, record.at, by))
+
     # -- from request to outcome -------------------------------------------------------------------
 
-    async def _admit(self, run: Run, caller: str, params: object) -> HistoryRecord:
+    async def _admit(self, run: Run, caller: str) -> HistoryRecord:
         request = run.request
+        try:
+            work = self._work(request)
+            self._check_crowd(work.spec)
+        except MeshError as refusal:
+            known = await self._journal.find(request.id)
+            if known is None:
+                raise
+            return await self._again(run, caller, known, refusal)
         now = self._clock.unix_ms()
         if request.deadline and now >= request.deadline:
             known = await self._journal.find(request.id)
@@ -223,33 +277,48 @@ class Executor:
                 raise self._late()
         else:
             accepted = self._accepted(run, caller, now, attempt=request.retry + 1)
-            known = await self._ledger.accept(request, accepted)
+            known = await self._ledger.accept(request, accepted, run.tell)
             if known is None:
-                return await self._attempts(run, accepted, params)
-        records.check_same(request, run.fingerprint.digest, known.digest)
-        return await self._again(run, caller, known)
+                return await self._outcome(run, work, accepted)
+        return await self._again(run, caller, known, work)
 
-    async def _again(self, run: Run, caller: str, known: JournalEntry) -> HistoryRecord:
+    async def _again(
+        self, run: Run, caller: str, known: JournalEntry, work: Work | MeshError
+    ) -> HistoryRecord:
         """An id that was used before: its outcome, the end of what was left half-way, or another
-        attempt where that was asked for.
+        attempt where that was asked for, unless that cannot be made.
         """
+        request = run.request
+        records.check_same(request, run.fingerprint.digest, known.digest, known.request.action)
         if known.outcome is None:
-            if _may_run_again(run.spec, known):
-                return await self._resume(run, known)
-            return await self._ledger.settle(self._interrupted(known))
-        if records.was_refused(known) or records.may_try_again(known, run.request):
-            now, deadline = self._clock.unix_ms(), run.request.deadline
-            if deadline and now >= deadline:
-                raise self._late()
-            attempt = max(known.attempt, run.request.retry) + 1
-            accepted = self._accepted(run, caller, now, attempt=attempt)
-            await self._ledger.accept(run.request, accepted, known=known)
-            return await self._attempts(run, accepted, None)
-        if not known.recorded:
-            await self._ledger.record(known.outcome)
-        return known.outcome
+            end = self._end_of(known)
+            return await (self._resume(run, known) if end is None else self._ledger.settle(end))
+        if not _is_free(known, request):
+            if not known.recorded:
+                await self._ledger.record(known.outcome)
+            return known.outcome
+        if isinstance(work, MeshError):
+            never_ran = known.attempt <= 1 and records.was_refused(known)
+            if never_ran or isinstance(work, OverloadedError):
+                raise work
+            return records.not_followed(known.outcome, work)
+        now, deadline = self._clock.unix_ms(), request.deadline
+        if deadline and now >= deadline:
+            raise self._late()
+        if self._attempts.still_at_work(request.id):
+            raise UnavailableError(
+                f"attempt {known.attempt} of {request.id!r} is still at work in its thread, though "
+                "its time was up; no other one was begun",
+                retry_after_ms=_COME_BACK_MS,
+            )
+        accepted = self._accepted(run, caller, now, attempt=known.attempt + 1)
+        found = await self._ledger.accept(request, accepted, run.tell, known=known)
+        if found is not None:  # another life of this node was quicker
+            return await self._again(run, caller, found, work)
+        return await self._outcome(run, work, accepted)
 
     async def _resume(self, run: Run, entry: JournalEntry) -> HistoryRecord:
+        """What was left half-way and may run; see `_end_of`."""
         run.request = request = entry.request
         accepted = self._accepted(run, entry.caller, entry.accepted_at, attempt=entry.attempt + 1)
         await self._ledger.store(accepted)  # the crash may have come before it was
@@ -258,143 +327,64 @@ class Executor:
         if not begun and request.deadline and now >= request.deadline:
             why = "the node was down until it had expired"
             return await self._ledger.settle(records.too_late(accepted, now, why))
-        return await self._attempts(run, accepted, None)
+        return await self._outcome(run, self._work(request), accepted)
 
-    async def _attempts(self, run: Run, accepted: HistoryRecord, params: object) -> HistoryRecord:
-        """As many as it takes and its author allows; `params` are good for the first."""
-        spec, left = run.spec, run.spec.retries
-        while True:
-            outcome, again = await self._attempt(run, accepted, params)
-            if not again or not left:
-                break
-            left -= 1
-            pause_s = self._pause_s(spec, tries=spec.retries - left)
-            deadline = run.request.deadline
-            if deadline and self._clock.unix_ms() + pause_s * 1000 >= deadline:
-                break  # nobody waits that long
-            await self._ledger.store(msgspec.structs.replace(outcome, final=False))
-            accepted = self._accepted(
-                run, accepted.caller, self._clock.unix_ms(), attempt=accepted.attempt + 1
-            )
-            try:
-                with Stoppable(run):
-                    await self._clock.sleep(pause_s)
-            except StoppedError:
-                now = self._clock.unix_ms()
-                outcome = records.cancelled(accepted, now, run.cancelled_by)
-                break
-            await self._ledger.store(accepted)
-            params = None
-        return await self._ledger.settle(outcome)
+    async def _outcome(self, run: Run, work: Work, accepted: HistoryRecord) -> HistoryRecord:
+        return await self._ledger.settle(await self._attempts.outcome(run, work, accepted))
 
-    async def _attempt(
-        self, run: Run, accepted: HistoryRecord, params: object
-    ) -> tuple[HistoryRecord, bool]:
-        """How it ended, and whether another one might end better."""
-        turns = self._turns.get(run.spec.name)
-        try:
-            with Stoppable(run):
-                waited = turns is None or await turns.take(self._clock, within_s=self._left(run))
-        except StoppedError:
-            return records.cancelled(accepted, self._clock.unix_ms(), run.cancelled_by), False
-        if not waited:
-            why = f"others of {run.spec.name} ran until it had expired"
-            return records.too_late(accepted, self._clock.unix_ms(), why), False
-        try:
-            return await self._begin(run, accepted, params)
-        finally:
-            if turns is not None:
-                turns.leave()
-
-    async def _begin(
-        self, run: Run, accepted: HistoryRecord, params: object
-    ) -> tuple[HistoryRecord, bool]:
-        request, spec = run.request, run.spec
-        await self._ledger.begin(accepted)
-        if params is None:
-            params = check_params(spec, request.params)
-        loop = asyncio.get_running_loop()
-        run.control = Control(
-            lambda fraction, note: self._tell(run, fraction, note),
-            loop=loop,
-            now=self._clock.monotonic,
+    def _end_of(self, entry: JournalEntry) -> HistoryRecord | None:
+        """How what was left half-way ends without running (again); None: it may run."""
+        begun, now = entry.state is not ActionState.ACCEPTED, self._clock.unix_ms()
+        fingerprint = records.fingerprint_of(entry.request) if entry.digest else records.UNKNOWN
+        record = self._accepted(
+            Run(entry.request, fingerprint),
+            entry.caller,
+            entry.accepted_at,
+            attempt=entry.attempt + (not begun),
         )
-        context = ActionContext(
-            id=request.id,
-            node=self._node,
-            caller=accepted.caller,
-            attempt=accepted.attempt,
-            deadline=request.deadline,
-            action=request.action,
-            _control=run.control,
-        )
-        began = self._clock.monotonic()
-        timeout_s = spec.timeout_s or self._default_timeout_s
-        run.late = False
-        done = self._alarms.set(timeout_s, run.expire)
+        if entry.request.cancel:
+            return records.cancelled(record, now, entry.caller)
         try:
-            ended = await run_attempt(run, params, context, timeout_s=timeout_s)
-        finally:
-            done()
-            run.control.end()
-            run.control = None
-        outcome = self._outcome(accepted, ended, self._clock.monotonic() - began)
-        badly = ended.state in {ActionState.FAILED, ActionState.EXPIRED}
-        return outcome, badly and not ended.for_good and not run.cancelled_by
+            spec = self._work(entry.request).spec
+        except MeshError as refusal:
+            if begun:
+                return records.interrupted(record, now)
+            return records.unfit(record, now, refusal)
+        if begun and not (spec.builtin or spec.idempotent):
+            return records.interrupted(record, now)
+        return None
 
     # -- words -------------------------------------------------------------------------------------
+
+    def _work(self, request: ActionRequest) -> Work:
+        """Raises:
+        BadRequestError: No such action here.
+        InvalidError: Parameters that do not fit it.
+        """
+        spec = self._actions.get(request.action)
+        if spec is None:
+            raise BadRequestError(
+                f"unknown action {request.action!r}; {self._node} offers: "
+                + ", ".join(sorted(self._actions))
+            )
+        return Work(spec, check_params(spec, request.params))
+
+    def _check_crowd(self, spec: ActionSpec) -> None:
+        if spec.concurrency and self._crowd[spec.name] > spec.concurrency + _MOST_WAITING:
+            raise OverloadedError(
+                f"{_MOST_WAITING} wait for their turn of {spec.name} on {self._node} already",
+                retry_after_ms=_COME_BACK_MS,
+            )
 
     def _accepted(self, run: Run, caller: str, at: int, *, attempt: int) -> HistoryRecord:
         return records.record_of(
             run.request, run.fingerprint, node=self._node, caller=caller, at=at, attempt=attempt
         )
 
-    def _outcome(self, accepted: HistoryRecord, ended: Ended, took_s: float) -> HistoryRecord:
-        return msgspec.structs.replace(
-            accepted,
-            state=ended.state,
-            at=self._clock.unix_ms(),
-            duration_ms=round(took_s * 1000, 3),
-            result=ended.result,
-            error=ended.error,
-        )
-
-    def _interrupted(self, entry: JournalEntry) -> HistoryRecord:
-        record = records.record_of(
-            entry.request,
-            records.fingerprint_of(entry.request),
-            node=self._node,
-            caller=entry.caller,
-            at=entry.accepted_at,
-            attempt=max(entry.attempt, 1),
-        )
-        return records.interrupted(record, self._clock.unix_ms())
-
     def _late(self) -> DeadlineExceededError:
         self.expired += 1
         why = "the request had expired before it began; nothing ran"
         return DeadlineExceededError(why, fields={"deadline": [why]})
-
-    def _tell(self, run: Run, fraction: float | None, note: str) -> None:
-        self._on_progress(
-            ActionProgress(
-                id=run.request.id,
-                action=run.request.action,
-                fraction=fraction,
-                note=note,
-                at=self._clock.unix_ms(),
-            )
-        )
-
-    def _left(self, run: Run) -> float | None:
-        """Seconds until nobody waits any more; None: somebody always does."""
-        deadline = run.request.deadline
-        return (deadline - self._clock.unix_ms()) / 1000 if deadline else None
-
-    def _pause_s(self, spec: ActionSpec, *, tries: int) -> float:
-        """Source: Brooker, "Exponential Backoff And Jitter" (2015), "Equal Jitter"."""
-        most = min(_LONGEST_BACKOFF_S, spec.backoff_s * 2.0 ** (tries - 1))
-        return most * (0.5 + self._chance() / 2)
 
     async def forget_old(self, older_than_ms: int) -> None:
         """Drop outcomes that no longer answer their ids."""
@@ -402,6 +392,10 @@ class Executor:
             await self._journal.prune(self._clock.unix_ms() - older_than_ms)
 
 
-def _may_run_again(spec: ActionSpec, entry: JournalEntry) -> bool:
-    """It does no harm twice, or it has not begun."""
-    return spec.builtin or spec.idempotent or entry.state is ActionState.ACCEPTED
+def _is_free(known: JournalEntry, request: ActionRequest) -> bool:
+    """Whether what has ended is followed by another attempt if `request` comes.
+
+    Raises:
+        ConflictError: It is to follow an attempt that there has not been.
+    """
+    return records.may_try_again(known, request) or records.was_refused(known)

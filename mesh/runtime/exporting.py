@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mesh.core.replication import Position
+from mesh.core.replication import Position, equality
 from mesh.errors import ForbiddenError, InvalidError
 from mesh.ports import Census, Clock, Documents, ReplicaState
 from mesh.wire import codec
@@ -104,7 +104,8 @@ class Exports:
             census = await self._documents.census(collection)
         except InvalidError:
             return ""  # dropped meanwhile
-        return await asyncio.to_thread(lambda: census.digest)
+        columns = self._documents.columns(collection)
+        return await asyncio.to_thread(lambda: equality(census.digest, columns))
 
     async def _index(self, query: ExportQuery) -> IndexPage:
         census = await self._census(query.collection, query.since)

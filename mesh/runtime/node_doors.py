@@ -56,10 +56,16 @@ _AT = 10**15
 
 
 class _Due(msgspec.Struct, frozen=True):
-    """Of any request, how long somebody waits for it; of an action, whether it is to stop one."""
+    """Of any request, how long somebody waits for it; of an action, which one it is, and whether it
+    is to stop.
+    """
 
     deadline: int = 0
+    id: str = ""
     cancel: bool = False
+
+
+_NOT_SAID = _Due()
 
 
 class Doors:
@@ -190,10 +196,10 @@ class Doors:
     def _on_action(self, message: Message) -> None:
         if self._shut:
             return
-        deadline = self._deadline(message)
-        if self._expired(message, deadline):
+        due = self._due_of(message)
+        if self._expired(message, due.deadline):
             return
-        if self._cancels(message):  # it must not wait for what it is to stop
+        if due.cancel:  # it must not wait for what it is to stop
             self.responder.serve(
                 message, lambda caller: self._acted(message, caller), bypass=True, finishes=True
             )
@@ -205,28 +211,28 @@ class Doors:
             self.responder.serve(
                 message,
                 lambda caller: self._acted(message, caller),
+                placed=self._needs_place(message, due),
                 finishes=True,
-                deadline=deadline,
+                deadline=due.deadline,
             )
+
+    def _needs_place(self, message: Message, due: _Due) -> bool:
+        """Not what waits for something that runs already; nor actions that have places of their
+        own: those that wait for one would keep searches out.
+        """
+        spec = self._actions.get(message.subject.split(".")[4])
+        limits_itself = spec is not None and spec.concurrency > 0
+        return not limits_itself and not self._executor.joins(due.id)
 
     def _deadline(self, message: Message) -> int:
         """Until when (unix ms) somebody waits; 0: for ever."""
-        data = message.data
-        if b'"deadline"' not in data:
-            return 0
-        try:
-            return self._due.decode(data).deadline
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return 0  # whoever reads the whole of it says what is wrong
+        return self._due_of(message).deadline if b'"deadline"' in message.data else 0
 
-    def _cancels(self, message: Message) -> bool:
-        data = message.data
-        if b'"cancel"' not in data:
-            return False
+    def _due_of(self, message: Message) -> _Due:
         try:
-            return self._due.decode(data).cancel
+            return self._due.decode(message.data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return False  # whoever reads the whole of it says what is wrong
+            return _NOT_SAID  # whoever reads the whole of it says what is wrong
 
     def _expired(self, message: Message, deadline: int) -> bool:
         """Whether nobody waits for it any more; then that is all that is done. It comes before
@@ -330,6 +336,8 @@ class Doors:
     async def _fetched(self, message: Message) -> bytes:
         with _Metered(self._clock, self.meters["rpc", "fetch"]):
             request = codec.decode(message.data, FetchRequest)
+            if self._replica is not None:
+                self._replica.refuse_if_behind()
             found = await self._within(
                 request.deadline,
                 lambda: self._documents.fetch(request.collection, request.ids),
@@ -355,6 +363,8 @@ class Doors:
                 raise self.responder.too_late()
             if caller not in _TRUSTED and (request.on_behalf or request.mode != "sync"):
                 request = msgspec.structs.replace(request, on_behalf="", mode="sync")
+            if self._executor.joins(request.id):
+                self.responder.give_up_place()
             return await self._executor.execute(request, caller)
 
     async def _within(self, deadline: int, work: Callable[[], Awaitable[T]]) -> T:

@@ -28,6 +28,8 @@ from mesh.wire.messages import HistoryRecord, Request
 log = structlog.get_logger()
 
 _POLL_S = 2.0
+_FIND_S = 1.0
+_PAUSE_AFTER_FAILURE_S = 1.0
 _WATCH_S = 0.05
 _BATCH = 64
 _RETRY = BackoffPolicy(first_s=0.1, limit_s=2.0)
@@ -98,13 +100,14 @@ class QueueDispatcher:
         if term is not None:
             self._around.background.spawn("queue-end", term.stop())
 
-    async def find(self, action_id: str) -> HistoryRecord | None:
-        """An action that waits in the queue, as the history would have it.
+    async def find(self, action_id: str, node: str = "") -> HistoryRecord | None:
+        """An action that waits in the queue, of a node, or (empty) of any, as the history would
+        have it.
 
         Raises:
             UnavailableError: The queue cannot be read.
         """
-        for waiting in await self._places.find(action_id):
+        for waiting in await self._places.find(action_id, node, within_s=_FIND_S):
             return record_of(waiting, ActionState.QUEUED, waiting.at)
         return None
 
@@ -139,12 +142,12 @@ class QueueDispatcher:
         term, batch = self._term, list[Waiting]()
         cursor = self._cursor
         while len(batch) < _BATCH:
-            waiting = await self._queue.next("", cursor)
+            waiting = await self._queue.next_of_all(cursor)
             if waiting is None:
                 break
             batch.append(waiting)
             cursor = waiting.sequence
-            self._places.seen(waiting)
+            self._places.read(waiting)
         if term is not None and batch:
             await asyncio.gather(*(self._records.announce(waiting) for waiting in batch))
         if term is not self._term:
@@ -154,8 +157,8 @@ class QueueDispatcher:
             async with self._moved:
                 self._announced = cursor
                 self._moved.notify_all()
-            for node in dict.fromkeys(waiting.node for waiting in batch):
-                self._lane(node).wake()
+            for waiting in batch:
+                self._lane(waiting.node).wake(waiting)
         return len(batch) == _BATCH
 
     async def _look_everywhere(self) -> None:
@@ -183,8 +186,21 @@ class QueueDispatcher:
                 removed=self._places.gone,
             )
             if self._term is not None:
-                self._term.repeat(f"queue-of-{node}", lane.run)
+                self._term.spawn(f"queue-of-{node}", self._deliver(lane))
         return lane
+
+    async def _deliver(self, lane: Lane) -> None:
+        """Until nothing waits for its node."""
+        while True:
+            try:
+                await lane.run()
+            except Exception:
+                log.exception("mesh.queue.lane_failed", node=lane.node)
+                await self._clock.sleep(_PAUSE_AFTER_FAILURE_S)
+                continue
+            if self._lanes.get(lane.node) is lane:
+                del self._lanes[lane.node]
+            return
 
     async def _watch(self) -> None:
         for lane in self._lanes.values():

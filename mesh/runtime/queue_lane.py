@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, assert_never
 
 import structlog
 
 from mesh.core import delivery
-from mesh.errors import InterruptedActionError, MeshError, NodeGoneError, NotFoundError
+from mesh.errors import (
+    ConflictError,
+    InterruptedActionError,
+    MeshError,
+    NotFoundError,
+)
 from mesh.ports import ActionQueue, Waiting
+from mesh.runtime import queue_rows as rows
 from mesh.runtime.parts import Surroundings
-from mesh.runtime.queue_records import QueueRecords, error_in
+from mesh.runtime.queue_asking import Asking
+from mesh.runtime.queue_records import QueueRecords
 from mesh.types import ActionState, Health, Status
-from mesh.wire import codec, subjects
+from mesh.wire import codec
 from mesh.wire.messages import (
-    ActionRequest,
     ErrorReply,
     HistoryRecord,
     NodeRecord,
@@ -26,12 +33,13 @@ from mesh.wire.messages import (
 
 log = structlog.get_logger()
 
-_ASK_S = 5.0
-"""After that the node is asked again: under the same id it joins what runs."""
+_STALE_S = 1.0
+"""Longer ago it says nothing that an item was seen in the queue: this master may have slept."""
+_NODES_REMEMBER_MS = 6 * 3600 * 1000
+"""Nodes answer an id for a day; what is older than this is looked up before it is sent."""
 _ASKED = frozenset({Health.HEALTHY, Health.SUSPECT, Health.OVERLOADED})
 _LOOK_EVERY_S = 2.0
 """How often a queue is looked at that nobody told of, and a node that cannot be asked."""
-_TAKEN_ON = frozenset({ActionState.ACCEPTED, ActionState.RUNNING})
 
 
 class Lane:
@@ -59,7 +67,6 @@ class Lane:
         """
         self.node = node
         self._around = around
-        self._bus = around.bus
         self._clock = around.clock
         self._queue = queue
         self._records = records
@@ -74,8 +81,11 @@ class Lane:
         self._more = asyncio.Event()
         self._moved = asyncio.Event()
         self._seen: tuple[int, bool] | None = None
-        self._asking: tuple[int, asyncio.Future[None]] | None = None
+        self._asking = Asking(node, around.bus)
         self._removing: asyncio.Future[None] | None = None
+        self._expiries: dict[int, int] = {}
+        """Of what waits here: by its sequence, unix ms after which it is no longer begun."""
+        self._soonest = 0
         self.busy = False
         """There is something in this queue."""
         self.head: tuple[int, int, ErrorReply | None] | None = None
@@ -83,8 +93,11 @@ class Lane:
 
     # -- what others tell --------------------------------------------------------------------------
 
-    def wake(self) -> None:
-        """There may be something to deliver."""
+    def wake(self, waiting: Waiting | None = None) -> None:
+        """There may be something to deliver: this."""
+        if waiting is not None and waiting.item is not None and waiting.item.expires:
+            self._expiries[waiting.sequence] = waiting.item.expires
+            self._soonest = 0
         self._more.set()
 
     def look(self) -> None:
@@ -94,13 +107,7 @@ class Lane:
         if now != self._seen:
             self._seen = now
             self._moved.set()
-        if self._asking is not None:
-            life, gone = self._asking
-            is_gone = (
-                record is None or record.incarnation != life or record.health is Health.UNREACHABLE
-            )
-            if is_gone and not gone.done():
-                gone.set_result(None)
+        self._asking.look(record)
 
     @property
     def _record(self) -> NodeRecord | None:
@@ -109,12 +116,12 @@ class Lane:
     # -- one after another -------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until cancelled."""
-        while True:
+        """Until nothing waits."""
+        self._more.set()
+        while self._more.is_set():
             self._more.clear()
             await self._empty()
             self.busy, self.head = False, None
-            await self._more.wait()
 
     async def _empty(self) -> None:
         """While one is being done, the next one is read and the last one removed: whoever finds it
@@ -137,13 +144,20 @@ class Lane:
 
     async def _finish(self, waiting: Waiting) -> None:
         """Return when it is no longer in the queue."""
-        item = waiting.item
-        if item is None:
-            flaw = ErrorReply(code=400, kind="bad_request", message=waiting.flaw)
-            log.warning("mesh.queue.unreadable", node=self.node, sequence=waiting.sequence)
-            await self._bury(waiting, flaw, attempts=0)
+        try:
+            if waiting.item is None:
+                log.warning("mesh.queue.unreadable", node=self.node, sequence=waiting.sequence)
+                if await self._unregistered() is None:
+                    flaw = ErrorReply(code=400, kind="bad_request", message=waiting.flaw)
+                    await self._bury(waiting, flaw, attempts=0)
+                await self._remove(waiting)
+            else:
+                await self._deliver(waiting, waiting.item)
+        except MeshError as error:  # a flaw of its own: those behind it must not wait for ever
+            log.error("mesh.queue.thrown_away", sequence=waiting.sequence, error=str(error))  # noqa: TRY400
             await self._remove(waiting)
-            return
+
+    async def _deliver(self, waiting: Waiting, item: QueueItem) -> None:
         tries = delivery.begin(item)
         self.head = waiting.sequence, tries.retry, None
         while True:
@@ -153,6 +167,7 @@ class Lane:
                 case None:
                     return  # somebody else took it out
                 case delivery.Hold(after_s):
+                    await self._expire_behind(waiting)
                     await self._pause(after_s)
                 case delivery.AskAgain(after_s, tries):
                     await self._pause(after_s)
@@ -184,67 +199,51 @@ class Lane:
         ErrorReply | None,
     ]:
         """What follows, and what came back if the node was asked."""
+        if not await self._still_there(waiting):
+            return None, None
+        seen_at = self._clock.monotonic()
         gone = await self._unregistered()
         if gone is not None:
             return delivery.Bury(gone), gone
         now = self._clock.unix_ms()
         late = isinstance(delivery.due(item, now), delivery.Look)
         if late:
-            row = await self._row(item)
-            decision = delivery.overdue(
-                item, now, taken_on=_taken_on(row, item), ended=_ended(row, item)
-            )
+            decision = await self._overdue(item, now)
             if not isinstance(decision, delivery.Deliver):
                 return decision, None
         record = self._record
         if record is None or not _may_be_asked(record):
-            away = f"node {self.node!r} cannot be asked now" + (
-                f": {record.health.value} {record.reason}".rstrip() if record is not None else ""
-            )
             left_s = (item.expires - now) / 1000 if item.expires and not late else _LOOK_EVERY_S
-            waits = ErrorReply(code=503, kind="unavailable", message=away)
-            return delivery.Hold(min(max(left_s, 0.01), _LOOK_EVERY_S)), waits
-        there = await self._records.insist("read", lambda: self._queue.read(waiting.sequence))
-        if there is None:
+            return delivery.Hold(min(max(left_s, 0.01), _LOOK_EVERY_S)), _away(self.node, record)
+        row = await self._row(item) if now - waiting.at > _NODES_REMEMBER_MS else None
+        if row is not None and rows.ended(row, item) and row.attempt > tries.retry:
+            error = rows.outcome_in(row)
+        elif self._clock.monotonic() - seen_at > _STALE_S and not await self._still_there(waiting):
             return None, None
-        error = await self._ask(waiting, item, tries.retry, record.incarnation, late=late)
+        else:
+            error = await self._asking.ask(waiting, item, tries, record.incarnation, late=late)
         return delivery.judge(tries, error, self._policy), error
 
-    async def _ask(
-        self, waiting: Waiting, item: QueueItem, retry: int, life: int, *, late: bool
-    ) -> ErrorReply | None:
-        """Why the node has not done it; None: it has."""
-        request = ActionRequest(
-            id=item.id,
-            action=item.action,
-            params=item.params,
-            retry=retry,
-            on_behalf=waiting.who if waiting.who != self._bus.identity else "",
-            trace=item.trace,
-            deadline=0 if late else item.expires,
-            mode="queue",
+    async def _still_there(self, waiting: Waiting) -> bool:
+        """Whether it was in the queue a moment ago: who takes it out asks its node next."""
+        while True:
+            began = self._clock.monotonic()
+            there = await self._records.insist("read", lambda: self._queue.read(waiting.sequence))
+            if there is None:
+                return False
+            if self._clock.monotonic() - began <= _STALE_S:
+                return True
+
+    async def _overdue(
+        self, item: QueueItem, now: int
+    ) -> delivery.Deliver | delivery.Hold | delivery.Expire | delivery.Done | delivery.Bury:
+        row = await self._row(item)
+        if row is not None and not rows.is_of(row, item):
+            message = f"id {item.id!r} was used for another action, or other parameters"
+            return delivery.Bury(codec.error_reply(ConflictError(message)))
+        return delivery.overdue(
+            item, now, taken_on=rows.taken_on(row, item), ended=rows.ended(row, item)
         )
-        subject = subjects.act(self.node, item.action, self._bus.identity)
-        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        try:
-            pending = self._bus.ask(
-                subject, codec.encode(request), responder=self.node, timeout_s=_ASK_S
-            )
-        except MeshError as error:
-            return codec.error_reply(error)
-        self._asking = life, gone
-        try:
-            await asyncio.wait((pending.future, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not pending.future.done():
-                raise NodeGoneError(f"node {self.node!r} went away")
-            return error_in(pending.future.result())
-        except MeshError as error:
-            return codec.error_reply(error)
-        finally:
-            self._asking = None
-            pending.forget()
-            if pending.future.done() and not pending.future.cancelled():
-                pending.future.exception()  # seen
 
     async def _pause(self, seconds: float) -> None:
         """Shorter where the node comes, or begins a new life, meanwhile."""
@@ -270,10 +269,30 @@ class Lane:
         return None
 
     async def _row(self, item: QueueItem) -> HistoryRecord | None:
-        await self._records.freshen(_LOOK_EVERY_S)
+        """What the history has under its id, of whatever action, once the index has it all."""
+        while not await self._records.freshen(_LOOK_EVERY_S):
+            await self._clock.sleep(_LOOK_EVERY_S)
         return await self._records.insist(
             "looked up", lambda: self._records.row(item.id, self.node)
         )
+
+    async def _expire_behind(self, head: Waiting) -> None:
+        """Those that wait behind one that has to wait do not wait longer than they may."""
+        now = self._clock.unix_ms()
+        if now < self._soonest:
+            return
+        due = [sequence for sequence, at in self._expiries.items() if at <= now]
+        for sequence in due:
+            waiting = await self._records.insist("read", partial(self._queue.read, sequence))
+            if waiting is None or waiting.item is None:
+                del self._expiries[sequence]
+            elif sequence != head.sequence:
+                decision = await self._overdue(waiting.item, self._clock.unix_ms())
+                if isinstance(decision, delivery.Expire):
+                    await self._expire(waiting)
+                elif not isinstance(decision, delivery.Hold):
+                    del self._expiries[sequence]  # when its turn comes
+        self._soonest = min(self._expiries.values(), default=0)
 
     async def _expire(self, waiting: Waiting) -> None:
         error = ErrorReply(
@@ -290,16 +309,19 @@ class Lane:
         """It goes to the dead letters before the history hears of it: whoever delivers next, should
         this master die in between, does both again.
         """
-        row = await self._row(waiting.item) if waiting.item is not None else None
-        taken_on = waiting.item is not None and _taken_on(row, waiting.item)
+        item = waiting.item
+        row = await self._row(item) if item is not None else None
+        taken_on = item is not None and rows.taken_on(row, item)
         if taken_on and not error.attempt:
             why = f"{error.message}; whether it took effect is not known"
             error = codec.error_reply(InterruptedActionError(why))
         attempts = max(error.attempt, tries.retry) - tries.before
-        await self._bury(waiting, error, attempts=attempts)
+        if taken_on or self._record is not None or error.kind != NotFoundError.kind:
+            # Who may queue could otherwise flood the dead letters with what nobody can ever run.
+            await self._bury(waiting, error, attempts=attempts)
         if taken_on and row is not None and not error.attempt:
             await self._end(waiting, ActionState.INTERRUPTED, error, attempt=row.attempt)
-        elif not error.attempt and waiting.item is not None and not _ended(row, waiting.item):
+        elif not error.attempt and item is not None and not rows.ended(row, item):
             await self._end(waiting, ActionState.FAILED, error)
         await self._remove(waiting)
 
@@ -328,6 +350,7 @@ class Lane:
 
     async def _remove(self, waiting: Waiting) -> None:
         await self._records.insist("removed", lambda: self._queue.remove(waiting.sequence))
+        self._expiries.pop(waiting.sequence, None)
         self._removed(waiting)
 
 
@@ -338,17 +361,12 @@ async def _end(*tasks: asyncio.Future[Any] | None) -> None:
     await asyncio.gather(*begun, return_exceptions=True)
 
 
+def _away(node: str, record: NodeRecord | None) -> ErrorReply:
+    why = f": {record.health.value} {record.reason}".rstrip() if record is not None else ""
+    return ErrorReply(
+        code=503, kind="unavailable", message=f"node {node!r} cannot be asked now{why}"
+    )
+
+
 def _may_be_asked(record: NodeRecord) -> bool:
     return record.status is Status.ACTIVE and record.health in _ASKED
-
-
-def _taken_on(row: HistoryRecord | None, item: QueueItem) -> bool:
-    """Its node has recorded that it accepted it, and not how it ended."""
-    return row is not None and row.attempt > item.retry and row.state in _TAKEN_ON
-
-
-def _ended(row: HistoryRecord | None, item: QueueItem) -> bool:
-    """A node, or a master before, has recorded how it ended."""
-    if row is None or not row.final or row.attempt <= item.retry:
-        return False
-    return row.state not in _TAKEN_ON and row.state is not ActionState.QUEUED

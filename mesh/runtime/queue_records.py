@@ -14,6 +14,7 @@ from mesh.core.action_states import rank
 from mesh.errors import MeshError, TooLargeError, UnreadableReplyError
 from mesh.ports import ActionIndex, ActionQueue, Clock, History, Waiting
 from mesh.runtime.action_records import fingerprint_of
+from mesh.runtime.queue_rows import attempt_of, has_digest
 from mesh.types import ActionState
 from mesh.wire import codec
 from mesh.wire.messages import (
@@ -22,7 +23,6 @@ from mesh.wire.messages import (
     HistoryQuery,
     HistoryRecord,
     QueueEntry,
-    QueueItem,
 )
 
 log = structlog.get_logger()
@@ -33,6 +33,7 @@ _HISTORY_TIMEOUT_S = 3.0
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.1, 5.0
 _MOST_PARAMS_BYTES = 4096
 _LOOK_EVERY_S = 0.02
+_OURS = 500
 
 
 class QueueRecords:
@@ -48,7 +49,8 @@ class QueueRecords:
 
     async def announce(self, waiting: Waiting) -> None:
         """Have the history say that it waits, unless that knows more already; or knows the id as
-        that of another action, of which nothing may be said here.
+        that of another action, of which nothing may be said here. What the history will never take
+        is left to whoever delivers it.
 
         Raises:
             UnavailableError: Nothing may have been recorded.
@@ -57,8 +59,14 @@ class QueueRecords:
             return
         record = record_of(waiting, ActionState.QUEUED, waiting.at)
         row = await self.row(record.id, record.node)
-        if row is None or (row.digest == record.digest and _is_news(record, row)):
+        if row is not None and not (has_digest(row, record.digest) and _is_news(record, row)):
+            return
+        try:
             await self._append(record)
+        except MeshError as error:
+            if may_pass(error):
+                raise
+            log.warning("mesh.queue.unrecordable", sequence=waiting.sequence, error=str(error))
 
     async def ended(
         self, waiting: Waiting, state: ActionState, error: ErrorReply, *, attempt: int | None = None
@@ -82,7 +90,7 @@ class QueueRecords:
             UnavailableError: It may not have been recorded.
         """
         row = await self.row(record.id, record.node)
-        if row is None or row.digest == record.digest:
+        if row is None or has_digest(row, record.digest):
             await self._append(record)
 
     async def bury(self, waiting: Waiting, error: ErrorReply, *, attempts: int) -> None:
@@ -104,25 +112,34 @@ class QueueRecords:
         page = await self._index.page(HistoryQuery(action_id=action_id, node=node, limit=1000))
         return page.actions
 
-    async def freshen(self, within_s: float) -> None:
-        """Return when the index has all that the history had just now, or time is up."""
+    async def freshen(self, within_s: float) -> bool:
+        """Return when the index has all that the history had just now, or time is up: whether it
+        has.
+        """
         try:
             newest = await self._history.last_sequence(timeout_s=within_s)
             give_up = self._clock.monotonic() + within_s
             while self._clock.monotonic() < give_up:
                 if (await self._index.place()).cursor >= newest:
-                    return
+                    return True
                 await self._clock.sleep(_LOOK_EVERY_S)
         except MeshError as error:
             log.warning("mesh.queue.freshness_unknown", error=str(error))
+        return False
 
     async def insist(self, what: str, step: Callable[[], Awaitable[T]]) -> T:
-        """As often as it takes."""
+        """As often as it takes.
+
+        Raises:
+            MeshError: It never will do.
+        """
         delay_s = _RETRY_FIRST_S
         while True:
             try:
                 return await step()
             except MeshError as error:
+                if not may_pass(error):
+                    raise
                 log.warning("mesh.queue.waiting", what=what, error=str(error), retry_s=delay_s)
             await self._clock.sleep(delay_s)
             delay_s = min(delay_s * 2, _RETRY_MOST_S)
@@ -135,11 +152,9 @@ class QueueRecords:
             await self._history.append(bare, timeout_s=_HISTORY_TIMEOUT_S)
 
 
-def attempt_of(item: QueueItem) -> int:
-    """Under which an action is recorded that no node has taken on: 0 for one that is new, so that
-    whatever a node says of it comes later; for one that is to be tried again, its next one.
-    """
-    return item.retry + 1 if item.requeued else 0
+def may_pass(error: MeshError) -> bool:
+    """Trying again makes sense: it is no flaw of what was asked."""
+    return error.retryable or error.code >= _OURS
 
 
 def record_of(waiting: Waiting, state: ActionState, at: int) -> HistoryRecord:

@@ -4,6 +4,7 @@ to try one again.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
 
@@ -15,7 +16,6 @@ from mesh.errors import (
     BadRequestError,
     ConflictError,
     DeadlineExceededError,
-    MeshError,
     NoRespondersError,
     NotFoundError,
     UnavailableError,
@@ -26,6 +26,7 @@ from mesh.runtime.issued_tokens import who
 from mesh.runtime.parts import Surroundings
 from mesh.runtime.queue_places import Places
 from mesh.runtime.queue_records import QueueRecords, entry_of, error_in, record_of
+from mesh.runtime.queue_rows import has_ended
 from mesh.types import ActionState
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
@@ -50,8 +51,7 @@ _FRESH_WITHIN_S = 2.0
 _NODE_S = 3.0
 _PUT_S = 4.0
 _DAY_MS = 24 * 3600 * 1000
-_MOST_LETTERS = 10_000
-_GOES_ON = frozenset({ActionState.ACCEPTED, ActionState.RUNNING})
+_NOT_BEGUN = frozenset({ActionState.QUEUED, ActionState.CANCELLED})
 
 
 class QueueVerbs:
@@ -81,6 +81,8 @@ class QueueVerbs:
         self._records = records
         self._places = places
         self._head_of = head_of
+        self._retrying = asyncio.Lock()
+        """Who asks twice at once finds the second time that it waits."""
         self.verbs: Mapping[str, tuple[type[Request], Verb]] = {
             "queue": (QueueQuery, self._waiting),
             "dead-letters": (QueueQuery, self._dead),
@@ -107,7 +109,9 @@ class QueueVerbs:
 
     async def _all(self, node: str) -> AsyncIterator[Waiting]:
         after = 0
-        while (waiting := await self._queue.next(node, after)) is not None:
+        while waiting := await (
+            self._queue.next(node, after) if node else self._queue.next_of_all(after)
+        ):
             yield waiting
             after = waiting.sequence
 
@@ -136,45 +140,68 @@ class QueueVerbs:
         """
         waiting, row = await self._known(asked)
         by = who(asked, caller)
-        if waiting is not None and await self._queue.remove(waiting.sequence):
-            self._places.gone(waiting)
-            return await self._taken_out(waiting, by)
-        await self._records.freshen(_FRESH_WITHIN_S)
-        node = waiting.node if waiting is not None else row.node if row is not None else ""
-        row = await self._records.row(asked.action_id, node)
+        if not waiting and row is not None and row.state is ActionState.QUEUED:
+            waiting = await self._places.find(row.id, row.node, thorough=True)
+        if waiting:
+            return await self._cancel_waiting(waiting, by)
         if row is None:
             raise NotFoundError(f"no action {asked.action_id!r} in the history")
-        if row.state is ActionState.QUEUED:  # whoever took it out did not live to say so
-            return await self._cancelled(row, by)
-        if row.state not in _GOES_ON and row.final:
+        if has_ended(row):
             raise ConflictError(f"the action has ended already: {row.state.value}")
-        outcome = await self._stop(row.id, row.node, row.action)
+        outcome = await self._stop(_request_of(row), row.node, by)
         if isinstance(outcome, ErrorReply) and not outcome.attempt:
+            if outcome.kind == NotFoundError.kind and row.state is ActionState.QUEUED:
+                return await self._cancelled(row, by)  # and nobody will ever bring it there
             raise codec.as_error(outcome)
         return await self._ended(row.id, row.node)
 
-    async def _taken_out(self, waiting: Waiting, by: str) -> HistoryRecord:
-        """Of the queue; but it may have been on its way to its node a moment before."""
+    async def _cancel_waiting(self, waiting: list[Waiting], by: str) -> HistoryRecord:
+        """Its node is asked first: from then on it knows the id as cancelled, whatever is still on
+        its way there. Where nobody listens the history hears of it, then it is taken out, then the
+        node is asked once more: it may have come in between. Whoever dies half-way has left
+        nothing that says it waits and does not.
+        """
+        first = waiting[0]
+        queued = record_of(first, ActionState.QUEUED, first.at)
+        knew = await self._knew(first, by)
+        record = queued if knew else await self._cancelled(queued, by)
+        for each in waiting:
+            await self._queue.remove(each.sequence)
+            self._places.gone(each)
+        if knew or await self._knew(first, by):
+            return await self._ended(queued.id, queued.node)
+        return record
+
+    async def _knew(self, waiting: Waiting, by: str) -> bool:
+        """Have its node stop it. False: nobody listens there, or it has not begun it.
+
+        Raises:
+            ConflictError: It has ended.
+            UnavailableError: That is not known.
+        """
         item = waiting.item
         if item is None:
             raise NotFoundError("it cannot be read")
         try:
-            outcome = await self._stop(item.id, waiting.node, item.action)
+            outcome = await self._stop(item, waiting.node, by)
         except NoRespondersError:
-            return await self._cancelled(record_of(waiting, ActionState.QUEUED, waiting.at), by)
+            return False
         except DeadlineExceededError as error:
             raise UnavailableError(
-                f"it was taken out of the queue, but node {waiting.node!r} does not say: it may "
-                "have begun and not stopped yet"
+                f"node {waiting.node!r} does not answer; it may have begun, or begin it: ask again"
             ) from error
-        if isinstance(outcome, ErrorReply) and not outcome.attempt:
-            if outcome.code == NotFoundError.code:
-                return await self._cancelled(record_of(waiting, ActionState.QUEUED, waiting.at), by)
-            raise codec.as_error(outcome)
-        return await self._ended(item.id, waiting.node)
+        if outcome is None or outcome.attempt:
+            return True
+        if outcome.kind == NotFoundError.kind:
+            return False
+        if outcome.kind == ConflictError.kind and item.requeued:
+            await self._records.freshen(_FRESH_WITHIN_S)
+            row = await self._records.row(item.id, waiting.node)
+            if row is None or row.attempt <= item.retry or row.state in _NOT_BEGUN:
+                return False  # what has ended is an attempt before
+        raise codec.as_error(outcome)
 
     async def _cancelled(self, queued: HistoryRecord, by: str) -> HistoryRecord:
-        """It is out of the queue: the history hears of it when it can."""
         record = msgspec.structs.replace(
             queued,
             state=ActionState.CANCELLED,
@@ -182,27 +209,25 @@ class QueueVerbs:
             error=ErrorReply(code=409, kind="cancelled", message=f"cancelled by {by}; nothing ran"),
         )
         log.info("mesh.queue.cancelled", node=record.node, action=record.action, by=by)
-        try:
-            await self._records.say(record)
-        except MeshError as failure:
-            log.warning("mesh.queue.cancel_unrecorded", error=str(failure))
-            self._around.background.spawn("queue-cancelled", self._insist(record))
+        await self._records.say(record)
         return record
 
-    async def _insist(self, record: HistoryRecord) -> None:
-        await self._records.insist("recorded", lambda: self._records.say(record))
-
-    async def _stop(self, action_id: str, node: str, action: str) -> ErrorReply | None:
+    async def _stop(self, of: ActionRequest, node: str, by: str) -> ErrorReply | None:
         """Ask a node to stop what runs under that id; None: it has just succeeded."""
         request = ActionRequest(
-            id=action_id,
-            action=action,
+            id=of.id,
+            action=of.action,
+            params=of.params,
+            retry=of.retry,
+            on_behalf=by.rpartition(" for ")[2],
+            trace=of.trace,
+            mode="queue",
             cancel=True,
             deadline=self._clock.unix_ms() + round(_NODE_S * 1000),
         )
         try:
             reply = await self._bus.request(
-                subjects.act(node, action, self._bus.identity),
+                subjects.act(node, request.action, self._bus.identity),
                 codec.encode(request),
                 responder=node,
                 timeout_s=_NODE_S,
@@ -214,7 +239,7 @@ class QueueVerbs:
     async def _ended(self, action_id: str, node: str) -> HistoryRecord:
         await self._records.freshen(_FRESH_WITHIN_S)
         row = await self._records.row(action_id, node)
-        if row is None:
+        if row is None or not has_ended(row):
             raise UnavailableError("it was stopped; the history does not say so yet")
         return row
 
@@ -227,14 +252,20 @@ class QueueVerbs:
         ConflictError: It waits, runs, or has succeeded.
         UnavailableError: The queue is full or away.
         """
+        async with self._retrying:
+            return await self._put_back(asked, caller)
+
+    async def _put_back(self, asked: ActionNamed, caller: str) -> Queued:
         waiting, row = await self._known(asked)
-        if waiting is not None:
-            raise ConflictError(f"the action waits in the queue of {waiting.node!r}")
-        node = row.node if row is not None else asked.node
-        sequence, letter = await self._letter(asked.action_id, node)
+        if waiting:
+            raise ConflictError(f"the action waits in the queue of {waiting[0].node!r}")
+        buried = await self._queue.letter(
+            asked.action_id, row.node if row is not None else asked.node
+        )
+        letter = buried.letter if buried is not None else None
         if row is None and letter is None:
             raise NotFoundError(f"no action {asked.action_id!r} in the history")
-        if row is not None and (row.state is ActionState.SUCCEEDED or not _has_ended(row)):
+        if row is not None and (row.state is ActionState.SUCCEEDED or not has_ended(row)):
             raise ConflictError(f"the action is {row.state.value}: there is nothing to retry")
         item = self._again(row, letter, who(asked, caller))
         node = row.node if row is not None else letter.node if letter is not None else ""
@@ -242,8 +273,8 @@ class QueueVerbs:
         self._places.seen(
             Waiting(kept, node, item.action, self._bus.identity, self._clock.unix_ms(), item)
         )
-        if sequence:
-            await self._queue.exhume(sequence)
+        if buried is not None:
+            await self._queue.exhume(buried.sequence)
         log.info("mesh.queue.retried", node=node, action=item.action, id=item.id)
         return Queued(id=item.id, node=node, action=item.action, expires=item.expires)
 
@@ -254,7 +285,8 @@ class QueueVerbs:
         known = row or letter
         if params is None or known is None:
             raise BadRequestError(
-                "its parameters are too long for the history: ask again with a new id"
+                "its parameters are too long for the history, and no dead letter has them: ask "
+                "again with a new id"
             )
         days_ms = self._around.config.actions.queue_days * _DAY_MS
         return QueueItem(
@@ -269,19 +301,9 @@ class QueueVerbs:
             requeued=known.at,
         )
 
-    async def _letter(self, action_id: str, node: str) -> tuple[int, DeadLetter | None]:
-        for offset in range(0, _MOST_LETTERS, 1000):
-            found, total = await self._queue.dead(node, 1000, offset)
-            for buried in found:
-                if buried.letter.id == action_id:
-                    return buried.sequence, buried.letter
-            if offset + 1000 >= total:
-                break
-        return 0, None
-
     # -- finding -----------------------------------------------------------------------------------
 
-    async def _known(self, asked: ActionNamed) -> tuple[Waiting | None, HistoryRecord | None]:
+    async def _known(self, asked: ActionNamed) -> tuple[list[Waiting], HistoryRecord | None]:
         """What waits under that id, and what the history has of it: of one node."""
         check_id(asked.action_id)
         await self._records.freshen(_FRESH_WITHIN_S)
@@ -293,8 +315,8 @@ class QueueVerbs:
                 f"{len(nodes)} nodes have an action {asked.action_id!r}; say which: "
                 + ", ".join(nodes)
             )
-        return (waiting[0] if waiting else None), (rows[0] if rows else None)
+        return waiting, (rows[0] if rows else None)
 
 
-def _has_ended(row: HistoryRecord) -> bool:
-    return row.final and row.state not in _GOES_ON and row.state is not ActionState.QUEUED
+def _request_of(row: HistoryRecord) -> ActionRequest:
+    return ActionRequest(id=row.id, action=row.action, params=row.params or {}, trace=row.trace)

@@ -172,7 +172,10 @@ class Replica:
     async def _turn_logged(self) -> None:
         await self._state.set_logged(self._shard)
         self.logged = True
-        await self._idle.wait()  # what has begun without the log is part of what it begins with
+        # What has begun without the log is part of what it begins with, also where nobody waits
+        # for it any more.
+        await self._idle.wait()
+        await self._copy.settled()
         self._place.due.set()
         log.info("mesh.replica.logged", shard=self._shard)
 
@@ -187,6 +190,8 @@ class Replica:
                 async with self._lock:
                     await self._place.look()
             except MeshError as error:
+                if len(self._place.arrivals):  # they follow something that is missing
+                    self._place.lag()
                 self._place.tell("mesh.replica.not_caught_up", error=str(error))
         wait_s = self._poll_s if self._place.following or not self.logged else _STANDING_S
         try:
@@ -207,29 +212,49 @@ class Replica:
 
         Raises:
             ConflictError: The id was used for another write.
-            UnavailableError: The log is away, or this copy is behind and cannot catch up now.
-                Nothing was done, as far as is known; ask again with the same id.
-            MeshError: What `plan` raises; nothing was done.
+            OverloadedError: This copy is behind, or others write.
+            UnavailableError: The log is away, or this copy cannot catch up now.
+            MeshError: What `plan` raises. Whatever it is, nothing was done: a write that may be in
+                the log goes on until that is known.
         """
         until = self._clock.monotonic() + _PATIENCE_S
         wish = Wish(action_id, action, digest, plan)
         while True:
+            if self._place.catching_up and wish.open_at is None:
+                raise self._place.behind()
             try:
-                async with self._lock:
+                is_open = wish.open_at is not None
+                async with self._turn(self._clock.monotonic() + _PATIENCE_S if is_open else until):
                     answer = await self._writes.attempt(wish)
                 if answer is not None:
                     return answer
-                why: MeshError = UnavailableError(
-                    f"{self._node} has not caught up with the other replicas of {self._shard}",
-                    retry_after_ms=_RETRY_MS,
-                )
+                why: MeshError = self._place.behind()
             except MovedOnError:
                 continue  # it has caught up since
-            except UnavailableError as error:
+            except MeshError as error:
+                if wish.open_at is None and not isinstance(error, UnavailableError):
+                    raise
                 why = error
-            if self._clock.monotonic() >= until:
+            if wish.open_at is None and self._clock.monotonic() >= until:
                 raise why
+            if wish.open_at is not None:
+                self._place.tell("mesh.replica.write_open", id=action_id, why=str(why))
             await self._clock.sleep(_AGAIN_S)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, until: float) -> AsyncIterator[None]:
+        """Raises OverloadedError if it does not come by then."""
+        try:
+            async with asyncio.timeout(max(_AGAIN_S, until - self._clock.monotonic())):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise OverloadedError(
+                f"{self._node} is busy with other writes", retry_after_ms=_RETRY_MS
+            ) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     # -- hearing of others' writes -----------------------------------------------------------------
 
@@ -239,8 +264,8 @@ class Replica:
         Raises:
             MeshError: It cannot be read.
         """
-        if self._neighbours.shares(caller):
-            self._place.arrivals.add(codec.decode(payload, LoggedWrite))
+        if self._place.following and self._neighbours.shares(caller):
+            self._place.arrivals.add(codec.decode(payload, LoggedWrite), len(payload))
             self._arrived.set()
 
     def may_export(self, caller: str) -> bool:

@@ -13,7 +13,7 @@ import structlog
 
 from mesh.core.saga import Rest, after, next_move
 from mesh.core.saga_definition import digest_of
-from mesh.core.saga_events import Aborted, Event, Resumed
+from mesh.core.saga_events import Aborted, Event, GivenUp, Resumed
 from mesh.core.saga_record import actions_of
 from mesh.errors import ConflictError, MeshError, NotFoundError
 from mesh.ports import OutdatedError, SagaLog, SagaStore, StoredSaga, Verb
@@ -24,6 +24,7 @@ from mesh.runtime.saga_plan import Offers, plan
 from mesh.wire.messages import (
     Request,
     Saga,
+    SagaAbort,
     SagaDefinition,
     SagaList,
     SagaName,
@@ -78,7 +79,7 @@ class SagaDesk:
             "sagas": (SagasQuery, self._list),
             "saga-show": (SagaShow, self._show),
             "saga-resume": (SagaName, self._resume),
-            "saga-abort": (SagaName, self._abort),
+            "saga-abort": (SagaAbort, self._abort),
         }
 
     def heard(self, saga_id: str) -> None:
@@ -152,12 +153,17 @@ class SagaDesk:
         self._around.audit.note("saga-resumed", actor=actor, subject=saga.id, origin=asked.origin)
         return saga
 
-    async def _abort(self, asked: SagaName, caller: str) -> Saga:
-        """Raises: NotFoundError, ConflictError: It has ended, or there is no way back."""
-        event = Aborted(asked.on_behalf or caller)
+    async def _abort(self, asked: SagaAbort, caller: str) -> Saga:
+        """Raises: NotFoundError, ConflictError: It has ended, there is no way back, or it is on it
+        already.
+        """
+        person = asked.on_behalf or caller
+        event = GivenUp(person, asked.give_up) if asked.give_up else Aborted(person)
         saga = await self.change(asked.saga, lambda _: event, asked.allowed)
         actor = who(asked, caller)
-        self._around.audit.note("saga-aborted", actor=actor, subject=saga.id, origin=asked.origin)
+        kind = "saga-step-given-up" if asked.give_up else "saga-aborted"
+        subject = f"{saga.id}.{asked.give_up}" if asked.give_up else saga.id
+        self._around.audit.note(kind, actor=actor, subject=subject, origin=asked.origin)
         return saga
 
     # -- records -----------------------------------------------------------------------------------

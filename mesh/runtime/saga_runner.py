@@ -146,7 +146,14 @@ class SagaRunner:
         now, age_ms = self._clock.unix_ms(), round(self._config.days * _DAY_MS)
         try:
             for saga_id in await self._store.stale(before=now - age_ms // 2):
-                await self._desk.change(saga_id, lambda saga: TakenOver(saga.runner))
+                await self._renew(saga_id)
             await self._store.prune(ended_before=now - age_ms)
         except MeshError as error:
             log.warning("mesh.saga.not_tended", error=str(error))
+
+    async def _renew(self, saga_id: str) -> None:
+        """One that cannot be must not keep the others from it."""
+        try:
+            await self._desk.change(saga_id, lambda saga: TakenOver(saga.runner))
+        except MeshError as error:
+            log.warning("mesh.saga.not_renewed", id=saga_id, error=str(error))

@@ -17,6 +17,7 @@ from mesh.wire import codec
 from mesh.wire.messages import (
     Request,
     Saga,
+    SagaAbort,
     SagaDefinition,
     SagaList,
     SagaName,
@@ -169,15 +170,28 @@ class SagasApi:
         return await self._ask("saga-resume", request, Saga)
 
     async def abort(
-        self, saga_id: str, *, on_behalf: str = "", allowed: Sequence[str] | None = None
+        self,
+        saga_id: str,
+        *,
+        give_up: str = "",
+        on_behalf: str = "",
+        allowed: Sequence[str] | None = None,
     ) -> Saga:
         """Undo what was done. It is not undone yet when this returns: `follow` it.
 
+        Args:
+            saga_id: Which.
+            give_up: A step of a saga that is being undone: its compensation is not waited for any
+                more, the step stays as it is and the saga ends `failed` when the others are undone.
+            on_behalf: Whom a gateway or bridge speaks for.
+            allowed: Actions that whoever it is may run; None: all.
+
         Raises:
             NotFoundError
-            ConflictError: It has ended, or a final step has begun.
+            ConflictError: It has ended, is being undone already, or a final step has begun; with
+                `give_up`: no compensation of this step is under way.
         """
-        request = _named(saga_id, SagaName, allowed=allowed, on_behalf=on_behalf)
+        request = _named(saga_id, SagaAbort, allowed=allowed, on_behalf=on_behalf, give_up=give_up)
         return await self._ask("saga-abort", request, Saga)
 
     async def _followed(
@@ -222,10 +236,10 @@ class SagasApi:
 N = TypeVar("N", bound=Request)
 
 
-def _named(saga_id: str, kind: type[N], *, allowed: Sequence[str] | None, on_behalf: str = "") -> N:
+def _named(saga_id: str, kind: type[N], *, allowed: Sequence[str] | None, **more: str) -> N:
     """Raises: InvalidError: That is no id."""
     mine = None if allowed is None else [*allowed]
-    return codec.convert({"saga": saga_id, "allowed": mine, "on_behalf": on_behalf}, kind)
+    return codec.convert({"saga": saga_id, "allowed": mine} | more, kind)
 
 
 def _plain(value: Any) -> Any:

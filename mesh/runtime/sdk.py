@@ -137,9 +137,10 @@ class Node:
             name: One subject token.
             compensate: The action of this node that undoes this one, for sagas.
             timeout_s: An attempt is cancelled after that many seconds; None:
-                `routing.request_timeout_s`.
-            concurrency: How many run at once here; further ones wait, accepted. 0: as many as the
-                node takes.
+                `routing.request_timeout_s`. A plain function cannot be cancelled: until it returns,
+                it keeps its place of `concurrency`, and no further attempt begins.
+            concurrency: How many run at once here; further ones wait, accepted, 256 at most. They
+                take no places of the node's, only these. 0: as many as the node takes.
             idempotent: Running it twice equals running it once: it is run again if the node died
                 in the middle. Otherwise such an action ends `interrupted`.
             retries: Further attempts after one that failed or took too long, unless it raised a
@@ -205,7 +206,7 @@ class Node:
         return declare
 
 
-async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+def _in_thread(function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
     """Run an author's blocking function in a thread of its own: one that hangs starves nobody
     else's, and does not keep the node from ending. How many run is the bulkhead's business.
     """
@@ -234,7 +235,7 @@ async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=run, name=f"author-{function.__name__}", daemon=True).start()
-    return await ended
+    return ended
 
 
 def _first_line(function: Callable[..., Any]) -> str:
@@ -265,7 +266,9 @@ def _as_coroutine(
         arguments = (params, context) if takes_context else (params,)
         if inspect.iscoroutinefunction(function):
             return await function(*arguments)
-        return await _in_thread(function, *arguments)
+        work = _in_thread(function, *arguments)
+        context.occupies(work)
+        return await asyncio.shield(work)  # whoever gives up on it should still see it end
 
     return run
 

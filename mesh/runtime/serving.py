@@ -7,6 +7,7 @@ A node or master never lets a request decide where its answer goes: it replies o
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import secrets
 from collections import deque
@@ -65,6 +66,7 @@ class _Work:
         self.handler: Respond | None = handler
         """None: it was cancelled before it began."""
         self.bypass = bypass
+        """It has no place."""
         self.finishes = finishes
         """What has begun is not stopped for a caller that gave up."""
         self.deadline = deadline
@@ -85,6 +87,10 @@ class _Work:
             except MeshError:
                 self._id = ""
         return self._id
+
+
+_handled: contextvars.ContextVar[_Work] = contextvars.ContextVar("handled")
+"""What the running handler answers."""
 
 
 class Responder:
@@ -147,6 +153,7 @@ class Responder:
         handler: Respond,
         *,
         bypass: bool = False,
+        placed: bool = True,
         finishes: bool = False,
         deadline: int = 0,
         kind: str = "",
@@ -158,6 +165,8 @@ class Responder:
             handler: Runs in a task of its own.
             bypass: Neither counted nor queued nor limited: pings must be answered by a busy node
                 too.
+            placed: False: neither counted nor queued, since something else bounds how much of it
+                there is.
             finishes: Once it has begun, `cancel` no longer stops it.
             deadline: Unix ms until which somebody waits; 0: for ever. What would have to queue too
                 long for that is refused at once.
@@ -168,24 +177,37 @@ class Responder:
         if not self.answerable(message, caller):
             self.drop(message, "reply subject is not the caller's")
             return
-        if not bypass and (refusal := self._refusal(caller, deadline, kind)) is not None:
+        refusal = None if bypass else self._too_often(caller)
+        if placed and not bypass and refusal is None:
+            refusal = self._no_place(deadline, kind)
+        if refusal is not None:
             self.refuse(message, refusal)
             return
         work = _Work(
             message,
             caller,
             handler,
-            bypass=bypass,
+            bypass=bypass or not placed,
             finishes=finishes,
             deadline=deadline,
             kind=kind,
         )
         self._works.add(work)
-        if bypass or self.in_flight < self._max_parallel:
+        if work.bypass or self.in_flight < self._max_parallel:
             self._begin(work)
         else:
             self.queued += 1
             self._queue.append(work)
+
+    def give_up_place(self) -> None:
+        """Of the request whose handler calls this: all it does from here on is to wait for something
+        that another one has a place for.
+        """
+        work = _handled.get(None)
+        if work is not None and not work.bypass:
+            work.bypass = True
+            self.in_flight -= 1
+            self._begin_next()
 
     def answerable(self, message: Message, caller: str) -> bool:
         """Whether its answer would go to nobody but its caller."""
@@ -246,9 +268,9 @@ class Responder:
         was_due, work.handler = work.handler is not None, None
         return was_due  # a task that is cancelled before its first step would never clean up
 
-    def _refusal(self, caller: str, deadline: int = 0, kind: str = "") -> OverloadedError | None:
-        """Why this caller is not let in now. One that asks too often is nobody else's trouble: it
-        does not make this a busy node.
+    def _too_often(self, caller: str) -> OverloadedError | None:
+        """Why this caller is not let in now. It is nobody else's trouble: it does not make this a
+        busy node.
         """
         if self._limiter is not None and caller not in _UNLIMITED:
             verdict = self._limiter.check(caller, self._clock.monotonic())
@@ -257,6 +279,10 @@ class Responder:
                     f"{caller} asks {self._name} more often than {verdict.limit} times a period",
                     retry_after_ms=max(1, math.ceil(verdict.retry_after_s * 1000)),
                 )
+        return None
+
+    def _no_place(self, deadline: int, kind: str) -> OverloadedError | None:
+        """Why nobody is let in now."""
         if self.in_flight < self._max_parallel:
             return None
         wait_ms = self._queueing.wait_ms(self.queued)
@@ -282,6 +308,7 @@ class Responder:
 
     async def _run(self, work: _Work) -> None:
         work.begun = True
+        _handled.set(work)
         began = self._clock.monotonic()
         cut_short = True
         try:

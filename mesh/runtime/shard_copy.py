@@ -37,6 +37,7 @@ class ShardCopy:
         self.node = node
         self.shard = shard
         self.position = Position()
+        self._copying = False
         self._documents = documents
         self._state = state
         self._clock = clock
@@ -45,15 +46,28 @@ class ShardCopy:
     async def load(self) -> bool:
         """Know the place of the last life; whether the shard's writes are logged."""
         logged, self.position = await self._state.load(self.shard)
+        self._copying = await self._state.place(self.shard) is not None
         return logged
 
     def seen(self, *, following: bool) -> Copy:
         """As the rules see it."""
-        return Copy(self.node, self.position, has_data=self.has_data, following=following)
+        return Copy(
+            self.node,
+            self.position,
+            has_data=self.has_data,
+            following=following,
+            own=self.own,
+            founder=self.node == self.shard,
+        )
 
     @property
     def has_data(self) -> bool:
         return bool(self._documents.collections())
+
+    @property
+    def own(self) -> bool:
+        """Its documents came neither from the log nor, so far, from another replica."""
+        return self.has_data and not self.position.sequence and not self._copying
 
     async def apply(self, entries: Sequence[LoggedWrite], *, own: bool = False) -> None:
         """In order, each of which continues the one before; in few commits, and the place after
@@ -82,14 +96,33 @@ class ShardCopy:
         if not (effect.made or there):
             return 0
         done = await self._documents.replace(
-            name, puts=list(effect.puts.values()), deletes=list(effect.deletes)
+            name,
+            puts=list(effect.puts.values()),
+            deletes=list(effect.deletes),
+            columns=effect.columns,
         )
         return done.data_version
 
-    async def move(self, position: Position, writes: Sequence[AppliedWrite] = ()) -> None:
-        """Be there, now and after a crash."""
-        await self._state.advance(self.shard, position, writes)
+    async def move(
+        self,
+        position: Position,
+        writes: Sequence[AppliedWrite] = (),
+        *,
+        copied: bool = False,
+    ) -> None:
+        """Be there, now and after a crash; if it was `copied`, that is done."""
+        await self._state.advance(self.shard, position, writes, copied=copied)
         self.position = position
+        if copied:
+            self._copying = False
+
+    async def settled(self) -> None:
+        """Until no write runs that had begun."""
+        await self._documents.settled()
+
+    def being_copied(self) -> None:
+        """From here on its documents are another replica's, in part."""
+        self._copying = True
 
 
 def _applied(logged: LoggedWrite, change: Change, data_version: int, at: int) -> AppliedWrite:

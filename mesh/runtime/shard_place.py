@@ -14,9 +14,10 @@ import msgspec
 import structlog
 
 from mesh.core import replication as rules
-from mesh.core.replication import Arrivals, Begin, Copy, CopyFrom, Follow, LogView, Position, Wait
+from mesh.core.arrivals import Arrivals
+from mesh.core.replication import Begin, Copy, CopyFrom, Follow, LogView, Position, Wait
 from mesh.core.seldom import Seldom
-from mesh.errors import ConflictError, MeshError, UnavailableError
+from mesh.errors import ConflictError, MeshError, OverloadedError, UnavailableError
 from mesh.ports import Bus, Clock, MovedOnError, WriteLog
 from mesh.runtime.exporting import Exports
 from mesh.runtime.neighbours import Neighbours
@@ -67,6 +68,10 @@ class ShardPlace:
         self._told = Seldom()
         self.following = False
         """It has its place, and every entry there is as far as it knows."""
+        self.catching_up = False
+        """Much is missing, and is being fetched: that may take minutes."""
+        self.why = ""
+        """Why it has no place."""
         self.checked = False
         """The log is known to be the one that the position is of."""
         self.due = asyncio.Event()
@@ -84,25 +89,12 @@ class ShardPlace:
         """Store an entry that follows our position.
 
         Raises:
-            MovedOnError: Another replica was first, and this copy has caught up with it.
-            UnavailableError: It may or may not be stored: who has caught up knows.
+            MeshError: As `WriteLog.append`.
         """
         here = self._copy.position
-        try:
-            sequence = await self._log.append(
-                self._copy.shard, entry, after=here.sequence, timeout_s=_APPEND_S
-            )
-        except MovedOnError:
-            await self.catch_up()
-            raise
-        except UnavailableError:
-            self.due.set()
-            raise
-        except MeshError as error:
-            if not error.retryable:
-                raise
-            why = f"the log of writes: {error}"
-            raise UnavailableError(why, retry_after_ms=_RETRY_MS) from error
+        sequence = await self._log.append(
+            self._copy.shard, entry, after=here.sequence, timeout_s=_APPEND_S
+        )
         return LoggedWrite(sequence=sequence, entry=entry, log=here.log)
 
     async def _begin(self, page: WritesPage) -> None:
@@ -129,15 +121,29 @@ class ShardPlace:
         try:
             logged = await self.append(entry)
         except MovedOnError:
+            self.due.set()
             return
         await self._copy.apply([logged])
 
     # -- keeping up --------------------------------------------------------------------------------
 
     async def catch_up(self) -> None:
-        """Most often what is missing has just been told of."""
+        """There is more than we have; most often it has just been told of.
+
+        Raises:
+            UnavailableError: Not now.
+        """
         if not await self.apply_arrivals():
-            await self.look()
+            try:
+                await self.look(copies=False)
+            except MeshError:
+                self.lag()
+                raise
+
+    def lag(self) -> None:
+        """Something is missing. What others tell of meanwhile is in the log, too."""
+        self.following = False
+        self.arrivals.clear()
 
     async def apply_arrivals(self) -> bool:
         """Whether any of those that were told of could be applied."""
@@ -149,11 +155,15 @@ class ShardPlace:
         self.arrivals.forget(self._copy.position)
         return found
 
-    async def look(self) -> None:
+    async def look(self, *, copies: bool = True) -> None:
         """Apply what the log has beyond our position; if there is no way to, find another.
 
+        Args:
+            copies: Copy from another replica, where that is the way; it takes its time.
+
         Raises:
-            UnavailableError: No master reads the log for us.
+            UnavailableError: No master reads the log for us; or it would have to copy.
+            MeshError: Whoever is copied went away.
         """
         here = self._copy.position
         page = await self._read(here.sequence)
@@ -161,7 +171,7 @@ class ShardPlace:
             page = await self._read(0)
         self.checked = True
         if self._stands(page, None) != Follow():
-            self.following = False
+            self.lag()
             others = await self._others()
             if others is None:
                 return
@@ -169,15 +179,16 @@ class ShardPlace:
                 case Follow():
                     pass
                 case CopyFrom(node):
-                    if not here.sequence and self._copy.has_data:
-                        log.warning("mesh.replica.copies_over_its_own", source=node)
+                    if not copies:
+                        self.due.set()
+                        raise self.behind()
                     await self.copy(node)
                     return
                 case Begin():
                     await self._begin(page)
                     return
                 case Wait(why):
-                    self.tell("mesh.replica.waits", why=why)
+                    self._waits(why)
                     return
                 case other:
                     assert_never(other)
@@ -188,20 +199,25 @@ class ShardPlace:
 
     async def _follow(self, page: WritesPage) -> None:
         """Apply page after page, until there is nothing more."""
-        while page.entries:
-            if page.entries[-1].sequence < page.last:
-                self.following = False  # far behind: others answer better
-            run = self._run(page)
-            if not run:
-                break
-            await self._copy.apply(run)
-            page = await self._read(self._copy.position.sequence)
+        try:
+            while page.entries:
+                if page.entries[-1].sequence < page.last:  # far behind: others answer better
+                    self.lag()
+                    self.catching_up = True
+                run = self._run(page)
+                if not run:
+                    break
+                await self._copy.apply(run)
+                page = await self._read(self._copy.position.sequence)
+        finally:
+            self.catching_up = False
         if self._copy.position != (page.log, page.last):  # it was cut meanwhile
-            self.following = False
+            self.lag()
             self.due.set()
             return
         if not self.following:
             self.following = True
+            self.why = ""
             here = self._copy.position
             log.info("mesh.replica.following", shard=self._copy.shard, sequence=here.sequence)
         self.arrivals.forget(self._copy.position)
@@ -220,19 +236,39 @@ class ShardPlace:
         return found
 
     async def _read(self, after: int) -> WritesPage:
-        reply = await self._bus.request(
-            subjects.master("writes", self._copy.node),
-            codec.encode(WritesQuery(shard=self._copy.shard, after=after, limit=_BATCH)),
-            responder="master",
-            timeout_s=_READ_S,
+        """Raises UnavailableError, whatever the reason: a master that has started a moment ago, for
+        example, does not know yet whose shard this is.
+        """
+        try:
+            reply = await self._bus.request(
+                subjects.master("writes", self._copy.node),
+                codec.encode(WritesQuery(shard=self._copy.shard, after=after, limit=_BATCH)),
+                responder="master",
+                timeout_s=_READ_S,
+            )
+            return codec.result_of(reply, WritesPage)
+        except MeshError as error:
+            why = f"the log of writes cannot be read now: {error}"
+            raise UnavailableError(why, retry_after_ms=_RETRY_MS) from error
+
+    def behind(self) -> OverloadedError:
+        """What a write is answered meanwhile."""
+        why = f": {self.why}" if self.why else ""
+        return OverloadedError(
+            f"{self._copy.node} has not caught up with the other replicas of "
+            f"{self._copy.shard}{why}",
+            retry_after_ms=_RETRY_MS,
         )
-        return codec.result_of(reply, WritesPage)
+
+    def _waits(self, why: str) -> None:
+        self.why = why
+        self.tell("mesh.replica.waits", why=why)
 
     async def _others(self) -> list[Copy] | None:
         """All other copies; None: nobody knows yet which there are."""
         if not self._neighbours.known:
             self._neighbours.refresh()
-            self.tell("mesh.replica.waits", why="the route table does not tell of this node yet")
+            self._waits("the route table does not tell of this node yet")
             return None
         others = self._neighbours.others()
         return list(await asyncio.gather(*(self._ask(node.slug) for node in others)))
@@ -243,8 +279,13 @@ class ShardPlace:
             there = await self._peer.ask(node, query, CopyState, timeout_s=_ASK_S)
         except MeshError:
             return Copy(node, Position(), has_data=False, reachable=False)
-        position = Position(there.log, there.sequence)
-        return Copy(node, position, bool(there.collections), following=there.following)
+        return Copy(
+            node,
+            Position(there.log, there.sequence),
+            has_data=bool(there.collections),
+            following=there.following,
+            founder=node == self._copy.shard,
+        )
 
     # -- copying -----------------------------------------------------------------------------------
 
@@ -270,17 +311,22 @@ class ShardPlace:
                 raise ConflictError(f"{source} has not caught up itself: copy from another replica")
             if scope and there.log != before.log:
                 raise ConflictError("this copy has no place in the order yet: copy all collections")
-            self.following = False
+            self.lag()
             self._exports.forget()
+            self._copy.being_copied()
             # What is copied may be older than what is here: then the log is replayed from there.
             if before.log == there.log and there.sequence < before.sequence:
                 await self._copy.move(there)
 
-        copied = await self._syncing.run(
-            source, scope, fit=self._leads_on, begun=begun, progress=progress
-        )
-        if not scope:
-            await self._copy.move(copied.position)
+        self.catching_up = True
+        try:
+            copied = await self._syncing.run(
+                source, scope, fit=self._leads_on, begun=begun, progress=progress
+            )
+            if not scope:
+                await self._copy.move(copied.position, copied=True)
+        finally:
+            self.catching_up = False
         self.due.set()
         return copied
 

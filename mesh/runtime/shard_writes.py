@@ -5,7 +5,7 @@ look for the action's id → append to the log → tell the others → apply →
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ import msgspec
 import structlog
 
 from mesh.core import replication as rules
-from mesh.errors import MeshError, UnavailableError
-from mesh.ports import Bus, Clock, ReplicaState
+from mesh.core.replication import Position
+from mesh.errors import MeshError, TooLargeError, UnavailableError
+from mesh.ports import Bus, Clock, MovedOnError, NotStoredError, ReplicaState
 from mesh.runtime.neighbours import Neighbours
 from mesh.runtime.shard_copy import ShardCopy
 from mesh.runtime.shard_place import ShardPlace
@@ -27,7 +28,7 @@ log = structlog.get_logger()
 class Planned(NamedTuple):
     """What a write comes to on this copy, and how many documents it changes."""
 
-    changes: Sequence[Change]
+    change: Change
     changed: int
 
 
@@ -43,8 +44,8 @@ class Wish:
     action: str
     digest: str
     plan: Plan
-    done: int = 0
-    """Documents that parts of it have changed which are in the log."""
+    open_at: Position | None = None
+    """Where it was tried to be logged, and may have been: nobody may say yet that it failed."""
 
 
 class ShardWrites:
@@ -73,29 +74,18 @@ class ShardWrites:
         Raises:
             ConflictError: The id was used for another write.
             MovedOnError: Another replica was first; this copy has caught up: try again.
-            UnavailableError: It may or may not be in the log.
-            MeshError: What the plan raises; nothing was done.
+            UnavailableError: Not now.
+            MeshError: What the plan raises. Whatever it is: nothing was done, unless `open_at`.
         """
         if not (self._place.following and self._place.checked):
-            await self._place.look()
+            await self._place.look(copies=False)
         if (known := await self._known(wish)) is not None:
             return known
+        if wish.open_at is not None and wish.open_at < self._copy.position:
+            wish.open_at = None  # what comes after it is known, and it is not among it
         if not self._place.following:
             return None
-        planned = await wish.plan()
-        *parts, last = planned.changes
-        for part in parts:
-            await self._log(WriteEntry(change=part))
-            wish.done += len(part.deletes)
-        await self._log(
-            WriteEntry(
-                id=wish.action_id,
-                action=wish.action,
-                digest=wish.digest,
-                change=last,
-                changed=wish.done + planned.changed - sum(len(part.deletes) for part in parts),
-            )
-        )
+        await self._log(wish, await wish.plan())
         known = await self._known(wish)
         if known is None:
             raise UnavailableError("the answer of this write is not known; ask for it again")
@@ -109,11 +99,29 @@ class ShardWrites:
         answer: dict[str, Any] = msgspec.json.decode(found.result)
         return answer
 
-    async def _log(self, entry: WriteEntry) -> None:
-        entry = msgspec.structs.replace(
-            entry, prev=self._copy.position.sequence, at=self._clock.unix_ms()
+    async def _log(self, wish: Wish, planned: Planned) -> None:
+        here = self._copy.position
+        entry = rules.packed(
+            WriteEntry(
+                id=wish.action_id,
+                action=wish.action,
+                digest=wish.digest,
+                prev=here.sequence,
+                change=planned.change,
+                changed=planned.changed,
+                at=self._clock.unix_ms(),
+            )
         )
-        logged = await self._place.append(rules.packed(entry))
+        before, wish.open_at = wish.open_at, here
+        try:
+            logged = await self._place.append(entry)
+        except (NotStoredError, TooLargeError):
+            wish.open_at = before
+            raise
+        except MovedOnError:
+            wish.open_at = before  # tried here before, it may be what the log has moved on by
+            await self._place.catch_up()
+            raise
         self._tell(logged)
         await self._copy.apply([logged], own=True)
 

@@ -137,8 +137,9 @@ class Syncing:
                 place = await self._collection(one, place, total, progress)
         if not scope:
             await self._drop_others({one.name for one in wanted})
-            await self._applied(source)
-        await self._state.keep_place(self._shard, None)
+            await self._applied(source)  # whoever moves to where the source was ends the copy
+        else:
+            await self._state.keep_place(self._shard, None)
         log.info("mesh.sync.done", source=source, fetched=place.fetched, deleted=place.deleted)
         return Copied(
             Position(place.log, place.sequence),
@@ -154,8 +155,11 @@ class Syncing:
         if place.collection != one.name:
             place = msgspec.structs.replace(place, collection=one.name, after="")
         mine = self._documents.columns(one.name)
-        if any(one.columns.get(key, kind) != kind for key, kind in mine.items()):
-            await self._documents.drop(one.name)  # it was never a copy of that one
+        if not mine.items() <= one.columns.items():
+            # It was never a copy of that one. Columns cannot be taken away.
+            place = msgspec.structs.replace(place, after="")
+            await self._state.keep_place(self._shard, place)
+            await self._documents.drop(one.name)
         await self._documents.replace(one.name, columns=one.columns)
         census = await self._documents.census(one.name)
         more = True

@@ -116,16 +116,23 @@ def ok(result: Any) -> bytes:
     return encode(OkReply(result=msgspec.Raw(encode(result))))
 
 
+def clean(text: str) -> str:
+    """The text, with `?` for what is none: half a surrogate pair, as names of files can hold."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
 def error_reply(error: MeshError) -> ErrorReply:
     """What of an error crosses the bus."""
     fields = list(error.fields.items())[:_MOST_FIELDS]
     return ErrorReply(
         code=error.code,
         kind=error.kind,
-        message=str(error)[:_MOST_MESSAGE_CHARS],
+        message=clean(str(error)[:_MOST_MESSAGE_CHARS]),
         retryable=error.retryable,
         retry_after_ms=error.retry_after_ms,
-        fields={name[:200]: [text[:500] for text in texts[:10]] for name, texts in fields},
+        fields={
+            clean(name[:200]): [clean(text[:500]) for text in texts[:10]] for name, texts in fields
+        },
         reference=error.reference,
     )
 
@@ -139,6 +146,7 @@ def as_error(reply: ErrorReply) -> MeshError:
         reference=reply.reference,
     )
     error.retryable = reply.retryable
+    error.attempt = reply.attempt
     return error
 
 

@@ -22,7 +22,7 @@ PEERS_VERBS = ("export", "replicate")
 HISTORY_STREAM = "MESH_HISTORY"
 HISTORY_SUBJECTS = f"{PREFIX}.history.>"
 QUEUE_STREAM = "MESH_QUEUE"
-QUEUE_SUBJECTS = f"{PREFIX}.queue.>"
+QUEUE_SUBJECTS = f"{PREFIX}.queue.*.*.*"
 DEAD_STREAM = "MESH_DEAD"
 DEAD_SUBJECTS = f"{PREFIX}.dead.>"
 SAGA_STREAM = "MESH_SAGAS"
@@ -130,9 +130,11 @@ def queue(node: str, action: str, caller: str) -> str:
     )
 
 
-def dead(node: str, action: str) -> str:
-    """Where a queued action ends that could not be done; masters alone put it there."""
-    return f"{PREFIX}.dead.{token(node, 'node')}.{token(action, 'action')}"
+def dead(node: str, action: str, key: str) -> str:
+    """Where a queued action ends that could not be done, found by a `key` made of its id; masters
+    alone put it there.
+    """
+    return f"{PREFIX}.dead.{token(node, 'node')}.{token(action, 'action')}.{token(key, 'key')}"
 
 
 def saga(saga_id: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mesh.adapters.sql import action_rows
 from mesh.adapters.sql.registry import SqlRegistry
 from mesh.core.action_states import enter, join
 from mesh.errors import InvalidError
@@ -418,3 +419,20 @@ async def test_a_forgotten_action_that_is_told_of_again_is_back(index):
     page = await index.page(HistoryQuery(after=1))
     assert ids(page) == ["1"]
     assert msgspec.structs.asdict(page.actions[0])["state"] is ActionState.SUCCEEDED
+
+
+@pytest.mark.parametrize("after", [None, 0])
+async def test_what_is_saved_while_a_page_is_read_is_told_once(index, monkeypatch, after):
+    """Each statement may see what was committed before it, not only what the first one saw."""
+    await fill(index, record("old", ActionState.SUCCEEDED))
+    place = await index.place()
+    await fill(index, record("new", ActionState.SUCCEEDED))
+
+    async def seen_before(_connection):
+        return place
+
+    with monkeypatch.context() as patched:
+        patched.setattr(action_rows, "_place", seen_before)
+        page = await index.page(HistoryQuery(after=after))
+    assert sorted(ids(page)) == ["new", "old"]
+    assert ids(await index.page(HistoryQuery(after=page.sequence))) == []

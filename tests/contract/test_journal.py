@@ -204,6 +204,45 @@ async def test_only_recorded_outcomes_grow_old(journal):
         assert await journal.find(action_id) is not None
 
 
+async def test_leftovers_come_a_few_at_a_time(journal):
+    for number in range(5):
+        await accept(journal, f"{number}", number)
+        await journal.settle(outcome(f"{number}"))
+    assert [record.id for record in await journal.unrecorded(2)] == ["0", "1"]
+
+
+async def test_thousands_that_are_old_go_in_slices_and_others_have_their_turn(stored):
+    """In one piece it would hold up every action, and lock the file for everybody else."""
+    for start in range(0, 2500, 250):
+        ids = [f"{number}" for number in range(start, start + 250)]
+        await asyncio.gather(*(accept(stored, one, int(one)) for one in ids))
+        await asyncio.gather(*(stored.settle(outcome(one, at=int(one))) for one in ids))
+        for one in ids:
+            stored.recorded(outcome(one))
+    await accept(stored, "open", 2400)
+    pruning = asyncio.create_task(stored.prune(2400))
+    await asyncio.sleep(0)
+    await accept(stored, "new", 2600)
+    assert not pruning.done(), "there are slices left"
+    assert await pruning == 2400
+    assert await stored.find("2399") is None
+    for one in ("2400", "2499", "open", "new"):
+        assert await stored.find(one) is not None
+    assert await stored.prune(2400) == 0
+
+
+async def test_one_that_began_anew_stays_though_it_stands_among_the_old(journal):
+    for number in range(3):
+        await accept(journal, f"{number}", number)
+        await journal.settle(outcome(f"{number}", state=ActionState.FAILED, at=number))
+        journal.recorded(outcome(f"{number}"))
+    await journal.accept(
+        request("1"), caller="b", digest="d", accepted_at=60, attempts=1, again=True
+    )
+    assert await journal.prune(50) == 2
+    assert await journal.find("1") is not None
+
+
 async def test_the_next_process_finds_it_all(stored, path):
     await accept(stored)
     await stored.close()

@@ -15,7 +15,8 @@ from mesh.adapters.nats.write_log import JetStreamWriteArchive, JetStreamWriteLo
 from mesh.config import NatsConfig
 from mesh.errors import UnavailableError
 from mesh.ports import MovedOnError
-from mesh.wire.messages import Change, Document, WriteEntry
+from mesh.wire import codec
+from mesh.wire.messages import Change, Document, LoggedWrite, WriteEntry
 
 _shards = itertools.count()
 
@@ -152,7 +153,25 @@ async def test_what_nobody_of_ours_wrote_joins_nothing_and_stops_nobody(shared_b
     first = await add(log, shard, "a", 0)
     await bus.request_broker(f"mesh.v1.write.{shard}.evil", b"no json", timeout_s=5)
     page = await log.read(shard, first, 10, timeout_s=5)
-    assert [each.entry for each in page.entries] == [WriteEntry()]
+    assert [each.entry for each in page.entries] == [WriteEntry(prev=first)]
+    stray = page.entries[0].sequence
+    # The acknowledgement of one subject, steered to another.
+    await bus.request_broker(
+        f"mesh.v1.write.{shard}.evil",
+        b'{"stream":"MESH_WRITES","seq":3}',
+        timeout_s=5,
+    )
+    # An entry that somebody wrote who does not know the order.
+    behind = codec.encode(entry("b", first))
+    await bus.request_broker(f"mesh.v1.write.{shard}.evil", behind, timeout_s=5)
+    page = await log.read(shard, first, 10, timeout_s=5)
+    found = [first, *(each.sequence for each in page.entries)]
+    assert found[1] == stray
+    assert [each.entry for each in page.entries] == [WriteEntry(prev=each) for each in found[:-1]]
+    last = await add(log, shard, "c", found[-1])
+    assert (await all_of(log, shard, after=found[-1])) == [
+        LoggedWrite(sequence=last, entry=entry("c", found[-1]))
+    ]
     await bus.close()
 
 

@@ -79,11 +79,11 @@ class World:
         await master.memory.start()
         return master
 
-    async def find_queued(self, action_id: str) -> HistoryRecord | None:
+    async def find_queued(self, action_id: str, node: str) -> HistoryRecord | None:
         found = self.queued.get(action_id)
         if isinstance(found, MeshError):
             raise found
-        return found
+        return found if found is not None and node in ("", found.node) else None
 
     async def append(self, *records: HistoryRecord) -> None:
         for one in records:
@@ -97,6 +97,23 @@ async def world(tmp_path):
     for master in world.masters:
         await master.end()
         assert master.background.failures == 0
+
+
+async def test_what_must_be_known_for_sure_is_not_guessed(world):
+    """None is that nobody has begun it; whoever cannot tell says so."""
+    master = await world.master()
+    await world.append(record("a", ActionState.SUCCEEDED))
+    known = await master.memory.known_now("a", "crm")
+    assert known is not None
+    assert known.state is ActionState.SUCCEEDED
+    assert await master.memory.known_now("b", "crm") is None
+    world.history.last_sequence = away
+    with pytest.raises(UnavailableError):
+        await master.memory.known_now("b", "crm")
+
+
+async def away(**_: Any) -> int:
+    raise UnavailableError("the stream is away")
 
 
 # -- several masters -------------------------------------------------------------------------------

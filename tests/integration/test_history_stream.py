@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 
 import msgspec
 import nats
@@ -120,3 +121,29 @@ async def test_all_of_a_group_hear_that_it_is_not_known_to_be_stored(broker):
         broker.resume()
     assert [type(each) for each in failed] == [UnavailableError] * 3
     await bus.close()
+
+
+async def test_nobody_can_have_anothers_record_taken_for_a_repetition(broker):
+    """The broker keeps what came first under an id, whoever published it."""
+    config = NatsConfig(servers=[broker.url])
+    masters = await NatsBus.connect("master", config, login=broker.login())
+    history = JetStreamHistory(masters)
+    await history.prepare()
+    async with OpenDoor(broker, nodes=["crm", "evil"], users=[]) as door:
+        crm = await NatsBus.connect("crm", config, login=door.login("crm"))
+        login = door.login("evil")
+        liar = await nats.connect(broker.url, user="evil", password=login.password)
+        try:
+            guess = hashlib.blake2b(b"crm/1/1/succeeded", digest_size=16).hexdigest()
+            own = subjects.history("evil", "refund", ActionState.SUCCEEDED)
+            await liar.publish(own, codec.encode(record("evil", 1)), headers={"Nats-Msg-Id": guess})
+            await liar.flush()
+            honest = JetStreamHistory(crm)
+            first = await honest.append(record("crm", 1), timeout_s=5)
+            assert await honest.append(record("crm", 1), timeout_s=5) == first, "once in a life"
+            found, _ = await history.read(0, 100)
+        finally:
+            await liar.close()
+            await crm.close()
+    assert [(one.node, one.id) for _, one in found] == [("evil", "1"), ("crm", "1")]
+    await masters.close()

@@ -4,6 +4,8 @@ one was, and be compared.
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import pytest_asyncio
 
@@ -53,6 +55,28 @@ async def test_equal_contents_have_equal_digests_however_they_came_about(one, tw
     assert await digest(one) != await digest(two)
     await two.replace("notes", deletes=["x", "was never there"])
     assert await digest(one) == await digest(two)
+
+
+async def test_it_tells_which_columns_a_write_would_bring(one):
+    wanted = [document("1", year=1999, who="x"), document("2", ok=True, odd=[1])]
+    kinds = {"year": "number", "who": "text", "ok": "boolean"}
+    assert one.new_columns("notes", wanted) == kinds
+    await one.index("notes", wanted[:1])
+    assert one.new_columns("notes", wanted) == {"ok": "boolean"}
+    assert one.new_columns("notes", [document("3", year="last")]) == {}
+
+
+async def test_a_write_that_nobody_waits_for_is_waited_for_by_whoever_must_know(one):
+    await one.index("notes", [document("1")])
+    writing = asyncio.create_task(one.index("notes", [document("2"), document("3")]))
+    await asyncio.sleep(0)
+    while not one._collections["notes"]._writes:
+        await asyncio.sleep(0)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    await one.settled()
+    assert one.collections()[0].rows == 3
 
 
 async def test_a_census_is_paged_by_id_in_the_order_of_code_points(one):

@@ -302,6 +302,10 @@ ANSWERED_TO = (
     "mesh.v1.evt.notes.draining",
     "mesh.v1.audit.node-removed",
     "mesh.v1.history.notes.refund.completed",
+    "mesh.v1.saga.x",
+    "mesh.v1.dead.notes.refund.x",
+    "mesh.v1.queue.notes.refund.operator",
+    "mesh.v1.write.kb.notes",
     "mesh.v1.rpc.notes.search.operator",
     "mesh.v1.re.master.operator.x.1",
     "$JS.API.STREAM.PURGE.MESH_HISTORY",
@@ -347,6 +351,9 @@ async def registered(client) -> dict:
         "keys": (await client.access.signing_keys()).keys,
         "trust": await client.access.trust(),
         "audit": [entry.id for entry in entries if not entry.kind.startswith("login-")],
+        "sagas": await client.sagas.list(),
+        "queue": await client.queue(),
+        "actions": (await client.history(node="notes")).actions,
     }
 
 
@@ -377,7 +384,10 @@ async def test_what_is_answered_to_a_subject_of_somebody_else_changes_nothing(me
             assert await registered(client) == before
             assert await archive.audit() == written
             streams = await archive.streams()
-            assert sorted(streams) == ["KV_MESH_LEADER", "MESH_HISTORY"]
+            letters = (await client.dead_letters()).actions
+            assert [letter.id for letter in letters] == ["unreadable-1"], "put aside, and not run"
+            shared = ["KV_MESH_LEADER", "MESH_HISTORY", "MESH_QUEUE", "MESH_WRITES"]
+            assert sorted(streams) == shared, "what masters alone write is in an account of theirs"
             kept = streams["MESH_HISTORY"]
             assert kept["first_seq"] == 1
             assert kept["messages"] == kept["last_seq"] >= len(ANSWERED_TO)

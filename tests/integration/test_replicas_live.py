@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextlib import AsyncExitStack
 
 import pytest
@@ -11,14 +12,26 @@ import pytest_asyncio
 import mesh
 from mesh import bootstrap
 from mesh.config import MeshConfig, NatsConfig, NodeConfig, ReplicasConfig, SearchConfig
-from mesh.errors import ConflictError, ForbiddenError, InvalidError, MeshError, UnavailableError
+from mesh.errors import (
+    ConflictError,
+    DisconnectedError,
+    ForbiddenError,
+    InvalidError,
+    MeshError,
+    OverloadedError,
+    UnavailableError,
+)
+from mesh.ports import NotStoredError
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
     CopyState,
     ExportQuery,
+    FetchRequest,
+    FetchResult,
     LoggedWrite,
     ReplicaList,
     ReplicasQuery,
+    SearchRequest,
     WriteEntry,
     WritesPage,
     WritesQuery,
@@ -312,7 +325,7 @@ async def test_a_write_whose_log_is_away_is_refused_and_has_done_nothing(live, c
     log = live.replica("one")._place._log
 
     async def away(*_args, **_options):
-        raise UnavailableError("the log is away")
+        raise NotStoredError("the log is away")
 
     monkeypatch.setattr(log, "append", away)
     with pytest.raises(UnavailableError):
@@ -321,3 +334,118 @@ async def test_a_write_whose_log_is_away_is_refused_and_has_done_nothing(live, c
     monkeypatch.undo()
     await run(client, "index", {"documents": [note("2")]}, node="one")
     assert await contents(live, "one") == {"2": ("late invoice", {})}
+
+
+async def test_an_acknowledgement_that_is_lost_with_the_broker_is_no_failed_write(
+    live, client, monkeypatch
+):
+    """The log has the write, the writer does not know, and is not told for longer than it would
+    wait for anything else.
+    """
+    monkeypatch.setattr("mesh.runtime.replication._PATIENCE_S", 0.2)
+    for name in ("one", "two"):
+        await live.start(name, "notes")
+    await following(live, "one", "two")
+    await until_routed(client, "one", "two")
+    log = live.replica("one")._place._log
+    append, until_s = log.append, asyncio.get_running_loop().time() + 2
+
+    async def deaf(shard, entry, *, after, timeout_s):
+        if asyncio.get_running_loop().time() < until_s:
+            with contextlib.suppress(MeshError):
+                await append(shard, entry, after=after, timeout_s=timeout_s)
+            raise DisconnectedError("the broker is away")
+        return await append(shard, entry, after=after, timeout_s=timeout_s)
+
+    monkeypatch.setattr(log, "append", deaf)
+    done = await run(client, "index", {"documents": [note("1")]}, node="one")
+    assert done["changed"] == 1
+    assert await until_equal(live, "one", "two") == {"1": ("late invoice", {})}
+
+
+async def test_a_node_that_is_given_a_shard_keeps_the_documents_it_had(live, client):
+    """Copying would remove them, and nobody else has them."""
+    await live.start("one", "notes")
+    await live.start("two")
+    await until_routed(client, "one", "two")
+    await following(live, "one")
+    await run(client, "index", {"documents": [note("1")]}, node="one")
+    await run(client, "index", {"collection": "mine", "documents": [note("2")]}, node="two")
+    await live.stop("two")
+    await live.start("two", "notes")
+    two = live.replica("two")
+    await until(lambda: "run sync from one here" in two._place.why)
+    await asyncio.sleep(1)
+    assert not two.following
+    assert await contents(live, "two", "mine") == {"2": ("late invoice", {})}
+    await until_routed(client, "two")
+    await client.run_action("sync", {"from": "one"}, node="two", timeout_s=15)
+    await following(live, "two")
+    assert await contents(live, "two", "mine") is None
+    assert await until_equal(live, "one", "two") == {"1": ("late invoice", {})}
+    # Back among the others it follows; with another shard in between it would not.
+    await live.stop("two")
+    await live.start("two", "notes")
+    await following(live, "two")
+    await live.stop("two")
+    await live.start("two")
+    await live.stop("two")
+    await live.start("two", "notes")
+    await until(lambda: "run sync from one here" in live.replica("two")._place.why)
+
+
+async def test_what_can_be_filtered_by_is_the_same_on_every_replica(live, client):
+    """Also where one was away while a column came and its document went."""
+    for name in ("one", "two"):
+        await live.start(name, "notes")
+    await following(live, "one", "two")
+    await until_routed(client, "one", "two")
+    await run(client, "index", {"documents": [note("1")]}, node="one")
+    await until_equal(live, "one", "two")
+    await live.stop("two")
+    await run(client, "index", {"documents": [note("2", price=5)]}, node="one")
+    await run(client, "delete", {"ids": ["2"]}, node="one")
+    await live.start("two", "notes")
+    await following(live, "two")
+    for name in ("one", "two"):
+        assert live.nodes[name]._documents.columns("notes") == {"price": "number"}
+    await until_routed(client, "two")
+    with pytest.raises(InvalidError):
+        await run(client, "index", {"documents": [note("3", price="cheap")]}, node="two")
+    query = ReplicasQuery(shard="notes")
+
+    async def hashes():
+        found = await client._caller.master("replicas", query, ReplicaList, 5)
+        return {one.node: one.collections[0].hash for one in found.copies}
+
+    assert len(set((await hashes()).values())) == 1
+    await live.nodes["two"]._documents.replace("notes", columns={"odd": "text"})
+    assert len(set((await hashes()).values())) == 2
+    await client.run_action("sync", {"from": "one"}, node="two", timeout_s=15)
+    assert len(set((await hashes()).values())) == 1
+
+
+async def test_a_replica_that_is_behind_leaves_every_question_to_the_others(live, client):
+    for name in ("one", "two"):
+        await live.start(name, "notes")
+    await following(live, "one", "two")
+    await until_routed(client, "one", "two")
+    await run(client, "index", {"documents": [note("1")]}, node="one")
+    await until_equal(live, "one", "two")
+    two = live.replica("two")
+    await until(two._neighbours.healthy)
+    asked = {
+        "fetch": FetchRequest(collection="notes", ids=["1"]),
+        "search": SearchRequest(query="late invoice"),
+    }
+    async with two._lock:  # it cannot look
+        two._place.lag()
+        for verb, message in asked.items():
+            reply = await client._bus.request(
+                subjects.rpc("two", verb, "operator"),
+                codec.encode(message),
+                responder="two",
+                timeout_s=5,
+            )
+            with pytest.raises(OverloadedError, match="catching up"):
+                codec.result_of(reply, FetchResult)

@@ -317,7 +317,7 @@ class FakeMesh:
         assert self.found is not None
         return self.found
 
-    async def run_action(self, action, params, *, node=None, id=None, timeout_s=None):  # noqa: A002
+    async def run_action(self, action, params, *, node=None, id=None, timeout_s=None, retry=0):  # noqa: A002
         asked = {"action": action, "params": params, "node": node, "id": id, "timeout_s": timeout_s}
         self.calls.append(("action", asked))
         for name in (action, node or ""):

@@ -46,6 +46,8 @@ class World:
         self.answers = {}
         self.checked = []
         self.verdict = None
+        self.verdicts = {}
+        """Of a node; None: no answer."""
 
     async def start(self, *nodes):
         await self.serving.subscribe(f"{subjects.PREFIX}.act.*.*.*", self._act)
@@ -72,10 +74,13 @@ class World:
 
     def _check(self, message):
         self.checked.append(codec.decode(message.data, ActionCheck))
-        if self.verdict is None:
+        verdict = self.verdicts.get(self.checked[-1].node, self.verdict)
+        if self.checked[-1].node in self.verdicts and verdict is None:
+            return
+        if verdict is None:
             self.serving.publish(message.reply, codec.ok(None))
-        elif isinstance(self.verdict, MeshError):
-            reply = codec.encode(codec.error_reply(self.verdict))
+        elif isinstance(verdict, MeshError):
+            reply = codec.encode(codec.error_reply(verdict))
             self.serving.publish(message.reply, reply)
 
     async def close(self):
@@ -140,7 +145,7 @@ async def test_the_queue_takes_it_for_a_node_that_is_away(world):
     assert abs(waiting.item.expires - SystemClock().unix_ms() - 60_000) < 5000
     again = await world.client.queue_action("update", {"x": 1}, node="a", id="k", expires_s=60)
     assert again.id == "k"
-    assert len(world.queue.stored) == 1
+    assert len(world.queue.stored) == 2, "its node runs it once; nobody drops what was acknowledged"
 
 
 async def test_where_nobody_is_named_the_holder_is_meant_although_it_is_away(world):
@@ -183,6 +188,21 @@ async def test_what_a_master_refuses_is_not_sent(world, verdict, mode):
     assert not world.queue.stored
 
 
+async def test_what_a_node_that_is_away_would_refuse_is_told(world):
+    await world.start(node("a", health=Health.UNREACHABLE), node("b"))
+    await world.master()
+    world.verdict = InvalidError("bad", fields={"params.x": ["expected int"]})
+    with pytest.raises(InvalidError):
+        await world.client.run_action("update", {"x": "1"}, node="a", timeout_s=0.2)
+    assert (await world.client.run_action("update", {"x": "1"}, node="b")).result == 1
+    assert len(world.checked) == 1, "one that is there checks it itself"
+    assert world.asked == ["b"]
+    world.verdict = None
+    world.answers["a"] = UnavailableError("away")
+    with pytest.raises(UnavailableError):
+        await world.client.run_action("update", {"x": 1}, node="a", timeout_s=0.2)
+
+
 async def test_a_master_that_does_not_answer_is_not_waited_for(world):
     await world.start(*FOUR)
     await world.master()
@@ -218,3 +238,32 @@ async def test_a_queue_that_is_away_says_so(world):
     with pytest.raises(UnavailableError) as refused:
         await world.client.queue_action("update", node="a")
     assert (refused.value.code, refused.value.retry_after_ms) == (503, 1000)
+
+
+@pytest.mark.parametrize("silent", ["a", "b"])
+async def test_a_refusal_counts_whoever_else_does_not_answer(world, silent):
+    await world.start(*FOUR)
+    await world.master()
+    world.verdicts = {silent: None, "c": InvalidError("params.n", fields={"params.n": ["no"]})}
+    with pytest.raises(InvalidError):
+        await world.client.fan_out("update", nodes=["a", "b", "c"])
+    assert world.asked == []
+    world.verdicts = {silent: None, "c": UnavailableError("no database")}
+    done = await world.client.fan_out("update", nodes=["a", "b", "c"])
+    assert done.success, "the nodes check it"
+
+
+async def test_many_nodes_have_the_time_that_many_take(world):
+    many = [node(f"n{number:02}") for number in range(40)]
+    await world.start(*many)
+    await world.master()
+    refuses = world._check
+
+    def slowly(message):
+        asyncio.get_running_loop().call_later(0.4, refuses, message)
+
+    world._check = slowly
+    world.verdicts = {"n39": BadRequestError("unknown action")}
+    await world.serving.subscribe(f"{subjects.PREFIX}.master.action-check.*", slowly)
+    with pytest.raises(BadRequestError):
+        await world.client.fan_out("update", nodes=[one.slug for one in many])

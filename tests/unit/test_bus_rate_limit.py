@@ -84,6 +84,6 @@ async def test_it_is_off_unless_asked_for(rate_limit):
 async def test_memory_is_bounded_however_many_call():
     world = World(THREE_A_MINUTE)
     for number in range(10_500):
-        world.responder._refusal(f"caller-{number}")
+        world.responder._too_often(f"caller-{number}")
     assert len(world.responder._limiter) <= 10_000
     await asyncio.sleep(0)

@@ -166,7 +166,7 @@ def test_bad_lines_are_put_aside_as_they_stand(mesh, tmp_path, capsys):
     mesh.refuse = lambda document: document["id"] == "1"
 
     assert importing(path) == 1
-    rejects = tmp_path / "mixed.jsonl.rejects.jsonl"
+    rejects = tmp_path / "mixed.jsonl.notes@crm.rejects.jsonl"
     assert json.loads(capsys.readouterr().out)["rejects"] == str(rejects)
     assert [json.loads(line) for line in rejects.read_text().splitlines()] == [
         {
@@ -205,6 +205,50 @@ def test_rejects_go_where_they_are_told(mesh, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["stopped"]
     assert importing(path, "--rejects", str(path)) == 2
     assert path.read_text().endswith("oops\n")
+
+
+def test_a_file_that_is_not_of_an_import_is_not_deleted(mesh, tmp_path, capsys):
+    path, own = tmp_path / "a.jsonl", tmp_path / "thesis.txt"
+    path.write_text("oops\n")
+    for text in ("ten years of work\n", '{"source": "x"}\n', "\n"):
+        own.write_text(text)
+        assert importing(path, "--rejects", str(own)) == 2
+        assert "holds something else" in json.loads(capsys.readouterr().out)["message"]
+        assert own.read_text() == text
+
+
+def test_imports_into_two_collections_put_aside_in_two_files(mesh, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text("oops\n")
+    for collection in ("notes", "others"):
+        assert importing(path, "--collection", collection) == 1
+        assert (tmp_path / f"a.jsonl.{collection}@crm.rejects.jsonl").exists()
+    assert (tmp_path / "a.jsonl.notes@crm.rejects.jsonl").exists()
+
+
+def test_an_import_goes_on_after_a_batch_that_failed_in_an_earlier_run(mesh, file, capsys):
+    """Its node remembers the failure, and answers it to the id until it is told to try again."""
+    full = {"now": True, "retries": []}
+    run_action = mesh.run_action
+    remembered: set[str] = set()
+
+    async def failing(action, params, *, retry=0, **options):
+        name = options["id"]
+        if (full["now"] and mesh.ran) or (name in remembered and not retry):
+            remembered.add(name)
+            full["retries"].append(retry)
+            error = errors.StateError("the disk is full")
+            error.attempt = max(retry, 1)
+            raise error
+        return await run_action(action, params, **options)
+
+    mesh.run_action = failing
+    assert importing(file) == 1
+    assert sorted(set(full["retries"])) == [0, 1], "it is asked once more, and not for ever"
+    full["now"] = False
+    assert importing(file) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["documents"] == 25
+    assert len(mesh.stored) == 25
 
 
 def test_an_import_that_was_cut_off_goes_on(mesh, file, capsys):

@@ -117,3 +117,12 @@ def test_a_scope_that_cannot_be_is_told_which_there_are():
         codec.decode(b'{"name": "app", "scopes": ["everything"]}', UserCreate)
     with pytest.raises(InvalidError, match="must be a name"):
         codec.decode(b'{"name": "a b", "scopes": ["search"]}', UserCreate)
+
+
+def test_who_hears_of_a_failed_attempt_knows_which_it_was():
+    outcome = ErrorReply(code=500, kind="state", message="the disk is full", attempt=3)
+    assert codec.as_error(outcome).attempt == 3
+    with pytest.raises(MeshError) as failed:
+        codec.result_of(codec.encode(outcome), int)
+    assert failed.value.attempt == 3
+    assert codec.error_reply(failed.value).attempt == 0, "it is not the outcome of who passes it on"

@@ -71,6 +71,7 @@ class ExecutorMachine(RuleBasedStateMachine):
         self.refused = set()
         self.answers = {}
         self.asked_again = Counter()
+        self.forestalled = set()
         self.inside = self.most_inside = 0
         self.process = Process()
         self.executor = None
@@ -162,6 +163,7 @@ class ExecutorMachine(RuleBasedStateMachine):
     def submit(self, action_id, name, value):
         self.refused.discard(action_id)
         known = self.answers.get(action_id)
+        before = Counter(self.effects)
         try:
             reply = self.loop.run_until_complete(self.submit_one(action_id, name, value))
         except (Crashed, asyncio.CancelledError):
@@ -178,6 +180,10 @@ class ExecutorMachine(RuleBasedStateMachine):
                 assert "disk is full" in str(error)
             return
         outcome = self.outcome_of(reply)
+        if action_id in self.forestalled:
+            assert outcome == ("error", "cancelled")
+            assert self.effects == before
+            return
         if outcome[0] == "ok":
             assert self.stream.outcomes(action_id)[-1].state is ActionState.SUCCEEDED
             assert self.effects[action_id, name] >= 1
@@ -237,6 +243,25 @@ class ExecutorMachine(RuleBasedStateMachine):
                 self.restart()
         else:
             raise AssertionError("nothing ran, and it was stopped?")
+
+    @rule(action_id=IDS, name=NAMES)
+    def forestall(self, action_id, name):
+        """A master stops what has not come: it never runs, whatever crashes."""
+        if not self.well() or self.executor._running or action_id in self.answers:
+            return
+        stop = ActionRequest(id=action_id, action=name, cancel=True)
+        effects = Counter(self.effects)
+        task = self.executor.execute(stop, "master")
+        try:
+            reply = self.loop.run_until_complete(task)
+        except (ConflictError, NotFoundError):
+            return
+        except (Crashed, asyncio.CancelledError):
+            self.restart()
+            return
+        assert self.outcome_of(reply) == ("error", "cancelled")
+        assert self.effects == effects
+        self.forestalled.add(action_id)
 
     @rule(action_id=IDS, behind=st.integers(0, 1))
     def retry(self, action_id, behind):

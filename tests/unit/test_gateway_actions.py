@@ -269,8 +269,8 @@ async def test_steering_takes_no_body(client):
 # -- schemas of actions in the OpenAPI document ----------------------------------------------------
 
 
-async def schemas(client: Client):
-    made = (await client.ask("GET", "/openapi.json", bearer=None)).json()
+async def schemas(client: Client, bearer: str | None = "all"):
+    made = (await client.ask("GET", "/openapi.json", bearer=bearer)).json()
     return made["components"]["schemas"]
 
 
@@ -298,10 +298,28 @@ async def test_different_actions_of_one_name_are_any_of_them(client):
     assert found["action.refund.result"]["type"] == "null"
 
 
+async def test_who_may_not_run_an_action_does_not_read_of_it(client):
+    index = messages.OfferedAction(
+        nodes=["crm"], action=messages.ActionDescription(name="index", builtin=True)
+    )
+    client.mesh.offered = [index, REFUND]
+
+    async def read(bearer: str | None) -> set[str]:
+        found = await schemas(client, bearer)
+        return {name.split(".")[1] for name in found if name.startswith("action.")}
+
+    assert await read("all") == {"index", "refund"}
+    assert await read("refund") == {"refund"}
+    assert await read("search") == set()
+    assert await read(None) == set(), "nor who has not logged in"
+    assert (await client.ask("GET", "/openapi.json", bearer="nobody")).status == 401
+
+
 async def test_masters_are_not_asked_for_every_reader(client):
-    first = await client.ask("GET", "/openapi.json", bearer=None)
+    first = await client.ask("GET", "/openapi.json")
     for _ in range(20):
-        assert (await client.ask("GET", "/openapi.json", bearer=None)).content == first.content
+        assert (await client.ask("GET", "/openapi.json")).content == first.content
+        assert (await client.ask("GET", "/openapi.json", bearer=None)).status == 200
     assert names(client) == ["actions"]
 
 

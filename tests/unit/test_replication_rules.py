@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.core import replication as rules
+from mesh.core.arrivals import Arrivals
 from mesh.core.replication import Begin, Copy, CopyFrom, Follow, LogView, Position, Wait
-from mesh.errors import ConflictError, TooLargeError
+from mesh.errors import ConflictError, MeshError, TooLargeError
 from mesh.wire import codec
 from mesh.wire.messages import Change, Document, LoggedWrite, WriteEntry
 
@@ -61,11 +63,11 @@ def test_a_long_change_travels_deflated_and_comes_back():
         collection="notes",
         puts=[Document(id=f"{n}", content="a late invoice " * 500) for n in range(200)],
     )
-    entry = rules.packed(WriteEntry(id="1", change=change))
+    entry = rules.packed(WriteEntry(id="1", prev=1, change=change))
     assert entry.change is None
     assert len(codec.encode(entry)) < 100_000
     assert rules.change_of(codec.decode(codec.encode(entry), WriteEntry)) == change
-    short = WriteEntry(id="1", change=Change(collection="notes", drop=True))
+    short = WriteEntry(id="1", prev=1, change=Change(collection="notes", drop=True))
     assert rules.packed(short) == short
 
 
@@ -73,21 +75,64 @@ def test_what_no_page_could_carry_is_not_logged():
     noise = "".join(chr(0x4E00 + (n * 7919 + n * n) % 20_000) for n in range(990_000))
     with pytest.raises(TooLargeError):
         rules.packed(
-            WriteEntry(change=Change(collection="n", puts=[Document(id="1", content=noise)]))
+            WriteEntry(
+                prev=1, change=Change(collection="n", puts=[Document(id="1", content=noise)])
+            )
         )
 
 
 @pytest.mark.parametrize("packed", [b"no deflate", b"x\x9c\x03\x00\x00\x00\x00\x01"])
 def test_a_change_that_cannot_be_read_changes_nothing_anywhere(packed):
-    assert rules.change_of(WriteEntry(packed=packed)) is None
+    assert rules.change_of(WriteEntry(prev=1, packed=packed)) is None
 
 
-def test_deletions_that_do_not_fit_one_entry_become_several():
-    names = [f"{number:0500}" for number in range(3000)]
-    parts = rules.deletions("notes", names)
-    assert len(parts) == 3
-    assert [name for part in parts for name in part.deletes] == names
-    assert rules.deletions("notes", []) == [Change(collection="notes")]
+def test_an_acknowledgement_of_jetstream_is_no_entry():
+    """It can be steered anywhere by the reply subject of a publish."""
+    with pytest.raises(MeshError):
+        codec.decode(b'{"stream":"MESH_WRITES","seq":3}', WriteEntry)
+
+
+def test_what_does_not_name_the_entry_before_it_changes_nothing_for_anybody():
+    change = Change(collection="notes", drop=True)
+
+    def entry(prev, **more):
+        return WriteEntry(prev=prev, change=change, **more)
+
+    written = [
+        LoggedWrite(sequence=5, entry=entry(3)),
+        LoggedWrite(sequence=6, entry=entry(3)),  # it does not know of 5
+        LoggedWrite(sequence=9, entry=entry(6)),
+        LoggedWrite(sequence=12, entry=entry(0)),
+        LoggedWrite(sequence=13, entry=entry(2, begin=True, before="K")),
+    ]
+    seen = [each.entry for each in rules.linked(written, 3)]
+    assert seen == [
+        entry(3),
+        WriteEntry(prev=5),
+        entry(6),
+        WriteEntry(prev=9),
+        entry(2, begin=True, before="K"),
+    ]
+    # Wherever one begins to read.
+    for start in range(1, len(written)):
+        before = written[start - 1].sequence
+        assert [each.entry for each in rules.linked(written[start:], before)] == seen[start:]
+    assert rules.linked(written[3:], 0)[0] == written[3]
+
+
+@given(st.lists(CHANGES, max_size=8))
+def test_columns_are_the_same_however_many_changes_are_applied_at_once(changes):
+    changes = [
+        msgspec.structs.replace(change, columns={f"c{number % 3}": f"kind {number}"})
+        if change.puts
+        else change
+        for number, change in enumerate(changes)
+    ]
+    one_by_one: dict[str, str] = {}
+    for change in changes:  # a copy adds what it has not, and keeps what it has
+        one_by_one = change.columns | ({} if change.drop else one_by_one)
+    for effect in rules.effects(changes).values():
+        assert effect.columns == one_by_one
 
 
 def test_an_id_means_one_write():
@@ -118,6 +163,7 @@ def begins(prev=0, before="", base=False):
 
 EMPTY = copy()
 OLD = copy(has_data=True)
+OWN = copy(has_data=True, own=True)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +181,7 @@ OLD = copy(has_data=True)
         (copy(sequence=9), view(8), [copy("z", 8, following=True)], CopyFrom("z")),
         (copy(sequence=9), view(8), [copy("z", 8)], Wait("z has more")),
         # an entry that nobody of ours wrote
-        (copy(sequence=7), view(9, WriteEntry()), [copy("b", 7)], Wait("b has more")),
+        (copy(sequence=7), view(9, WriteEntry(prev=0)), [copy("b", 7)], Wait("b has more")),
         # the log has forgotten all of this shard
         (copy(sequence=7), view(0), [copy("b", 7)], Wait("b has more")),
         (copy("a", sequence=7), view(0), [copy("b", 7)], Begin()),
@@ -167,6 +213,13 @@ OLD = copy(has_data=True)
         (OLD, view(0), [EMPTY._replace(node="a")], Begin()),
         (EMPTY, view(1, begins()), None, Follow()),
         (EMPTY, view(1, begins(base=True)), [copy("b", 1, following=True)], CopyFrom("b")),
+        # documents that are of no replica: nobody asked to remove them
+        (OWN, view(1, begins()), [copy("b", 1, following=True)], Wait(rules.own_documents("b"))),
+        (OWN, view(9, after(7)), [copy("b", 9, following=True)], Wait(rules.own_documents("b"))),
+        (OWN, view(0), [EMPTY._replace(node="a")], Begin()),
+        (OWN, view(0), [OWN._replace(node="a")], Wait("a has more")),
+        (OWN, view(0), [OWN._replace(node="z", founder=True)], Wait("z has more")),
+        (OWN._replace(founder=True), view(0), [OWN._replace(node="a")], Begin()),
         (OLD, view(1, begins()), [copy("b", 1, following=True)], CopyFrom("b")),
         (EMPTY, view(9, after(7)), [copy("b", 9, following=True)], CopyFrom("b")),
         # somebody who may have more cannot be asked
@@ -202,7 +255,7 @@ def test_of_copies_that_all_stand_outside_exactly_one_begins(found, last):
         Copy(f"n{number}", position, has_data=data or position.sequence > 0)
         for number, (position, data) in enumerate(found)
     ]
-    nowhere = view(last, WriteEntry() if last else None)
+    nowhere = view(last, WriteEntry(prev=0) if last else None)
     said = [
         rules.standing(each, nowhere, [other for other in copies if other is not each])
         for each in copies
@@ -213,10 +266,10 @@ def test_of_copies_that_all_stand_outside_exactly_one_begins(found, last):
 
 
 def test_arrivals_wait_for_their_turn_and_are_of_one_log():
-    arrivals = rules.Arrivals()
+    arrivals = Arrivals()
 
     def arrive(sequence, prev, log="L"):
-        arrivals.add(LoggedWrite(sequence=sequence, entry=WriteEntry(prev=prev), log=log))
+        arrivals.add(LoggedWrite(sequence=sequence, entry=WriteEntry(prev=prev), log=log), 9)
 
     here = Position("L", 3)
     arrive(9, 7)
@@ -229,4 +282,19 @@ def test_arrivals_wait_for_their_turn_and_are_of_one_log():
     arrivals.forget(Position("L", 7))
     assert len(arrivals) == 1
     arrivals.forget(Position("L", 9))
+    assert len(arrivals) == 0
+
+
+def test_what_peers_tell_of_takes_little_memory():
+    arrivals = Arrivals()
+    for number in range(1, 100):
+        one = LoggedWrite(sequence=number + 1, entry=WriteEntry(prev=number), log="L")
+        arrivals.add(one, 1_000_000)
+        arrivals.add(one, 1_000_000)
+    assert len(arrivals) == 16
+    arrivals.forget(Position("L", 10))
+    assert len(arrivals) == 7
+    arrivals.add(LoggedWrite(sequence=98, entry=WriteEntry(prev=97), log="L"), 1_000_000)
+    assert len(arrivals) == 8
+    arrivals.clear()
     assert len(arrivals) == 0

@@ -4,11 +4,20 @@ or would without the rule that it names.
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from replica_world import Crashed, World
 
-from mesh.errors import ConflictError, UnavailableError
-from mesh.wire.messages import WriteEntry
+from mesh.errors import (
+    ConflictError,
+    DeadlineExceededError,
+    ForbiddenError,
+    OverloadedError,
+    StateError,
+    UnavailableError,
+)
+from mesh.wire.messages import Document, WriteEntry
 
 
 async def index(world, name, action_id, text="one", ids=("v",)):
@@ -158,9 +167,10 @@ async def test_a_message_of_a_lost_log_is_not_taken_for_one_of_the_new(world):
 async def test_an_entry_that_nobody_of_ours_wrote_stops_nobody(world):
     await index(world, "a", "w1")
     await look(world, "b", "c")
-    world.log.append(WriteEntry(), world.log.last)
-    await look(world, "a", "b", "c", times=6)
+    world.log.append(WriteEntry(prev=0), world.log.last)
+    world.crash("c")  # nobody is needed to go on
     await index(world, "b", "w2", "two")
+    world.start("c")
     await look(world, "a", "b", "c")
     assert contents(world, "a", "b", "c") == [{"notes": {"v": "two"}}] * 3
 
@@ -193,3 +203,197 @@ async def test_a_log_that_is_lost_while_it_is_read_leaves_nobody_following(world
     await world.look("b")
     assert contents(world, "b") == [{"notes": {"v": "two"}}]
     assert not world.alive["b"].following
+
+
+class Patient:
+    """A log whose troubles end by themselves, long after anybody's patience."""
+
+    def __init__(self, world, monkeypatch, *, mend_after_s):
+        self._clock, self._log = world.clock, world.log
+        self._until = world.clock.now + mend_after_s
+        monkeypatch.setattr(world.clock, "sleep", self._sleep)
+
+    async def _sleep(self, seconds):
+        self._clock.now += seconds
+        if self._clock.now >= self._until:
+            self._log.away = self._log.deaf = self._log.unread = False
+
+
+@pytest.mark.parametrize("unread", [False, True])
+async def test_a_write_that_may_be_in_the_log_is_not_given_up(world, monkeypatch, unread):
+    """Its outcome would be a guess; and here a wrong one."""
+    await index(world, "a", "w1")
+    world.log.deaf, world.log.unread = True, unread
+    Patient(world, monkeypatch, mend_after_s=300)
+    assert (await index(world, "a", "w2", "two"))["changed"] == 1
+    assert [each.entry.id for each in world.log.everything if each.entry.id] == ["w1", "w2"]
+
+
+async def test_what_was_surely_not_logged_is_given_up_soon(world, monkeypatch):
+    await index(world, "a", "w1")
+    world.log.away = True
+    Patient(world, monkeypatch, mend_after_s=300)
+    began = world.clock.now
+    with pytest.raises(UnavailableError):
+        await index(world, "a", "w2", "two")
+    assert world.clock.now - began < 20
+    world.log.away = False
+    await look(world, "a", "b")
+    assert contents(world, "b") == [{"notes": {"v": "one"}}]
+
+
+async def test_a_disk_that_fails_after_the_log_is_no_failed_write(world, monkeypatch):
+    await index(world, "a", "w1")
+    documents, failures = world.alive["a"]._copy._documents, iter(range(3))
+    replace = documents.replace
+
+    async def fails_at_first(*args, **options):
+        if next(failures, None) is not None:
+            raise StateError("the disk is full")
+        return await replace(*args, **options)
+
+    monkeypatch.setattr(documents, "replace", fails_at_first)
+    assert (await index(world, "a", "w2", "two"))["changed"] == 1
+    assert contents(world, "a") == [{"notes": {"v": "two"}}]
+
+
+@pytest.mark.parametrize("error", [ForbiddenError("unknown"), DeadlineExceededError("late")])
+async def test_a_master_that_does_not_know_us_yet_costs_no_write(world, monkeypatch, error):
+    await index(world, "a", "w1")
+    await look(world, "b")
+    await index(world, "a", "w2", "two")
+    read, failures = world.log.page, iter(range(5))
+
+    def page(after, limit):
+        if next(failures, None) is not None:
+            raise error
+        return read(after, limit)
+
+    monkeypatch.setattr(world.log, "page", page)
+    await index(world, "b", "w3", "three")
+    assert contents(world, "b") == [{"notes": {"v": "three"}}]
+
+
+async def test_who_knows_that_something_is_missing_says_so(world):
+    """It would answer searches as if it had everything."""
+    await index(world, "a", "w1")
+    await look(world, "b")
+    await index(world, "a", "w2", "two")
+    await index(world, "a", "w3", "three")
+    world.inboxes["b"].popleft()
+    world.inboxes["b"].popleft()
+    world.log.unread = True
+    replica = world.alive["b"]
+    await world.hear("b")
+    assert replica.following
+    replica._poll_s = 0.001
+    replica._place.due.set()
+    await replica._round()
+    assert not replica.following
+    await index(world, "a", "w4", "four")
+    await world.hear("b")
+    assert len(replica._place.arrivals) == 0
+    world.log.unread = False
+    await look(world, "b")
+    assert replica.following
+    assert contents(world, "b") == [{"notes": {"v": "four"}}]
+
+
+async def test_while_it_copies_writes_are_refused_at_once(world, monkeypatch):
+    for number in range(3):
+        await index(world, "a", f"w{number}", ids="vwx")
+    await look(world, "b")
+    forget_all(world)
+    await index(world, "a", "late", "late")
+    replica = world.alive["c"]
+    fetch = replica._place._syncing._fetch
+    refused = []
+
+    async def fetch_slowly(*args):
+        with pytest.raises(OverloadedError):
+            await index(world, "c", "w9", "nine")
+        refused.append(world.clock.now)
+        return await fetch(*args)
+
+    began = world.clock.now
+    monkeypatch.setattr(replica._place._syncing, "_fetch", fetch_slowly)
+    await look(world, "c", times=1)
+    assert refused == [began]
+    await look(world, "c")
+    await index(world, "c", "w9", "nine")
+    await look(world, "a")
+    assert contents(world, "c") == contents(world, "a")
+
+
+async def test_a_write_does_not_wait_for_a_copy_that_it_would_need_itself(world):
+    for number in range(3):
+        await index(world, "a", f"w{number}", ids="vwx")
+    forget_all(world)
+    await index(world, "a", "late", "late")
+    with pytest.raises(OverloadedError):
+        await index(world, "c", "w9", "nine")
+    assert world.disks["c"].place is None
+
+
+# -- documents of one's own ------------------------------------------------------------------------
+
+
+def with_documents_of_its_own(world, name):
+    world.crash(name)
+    disk = world.disks[name]
+    disk.collections = {"private": {"p": Document(id="p", content="nobody else has it")}}
+    world.start(name)
+
+
+async def test_a_node_with_documents_of_its_own_does_not_copy_by_itself(world):
+    await index(world, "a", "w1")
+    await look(world, "b")
+    with_documents_of_its_own(world, "c")
+    before = contents(world, "c")
+    await look(world, "c", times=6)
+    assert contents(world, "c") == before
+    assert not world.alive["c"].following
+    with pytest.raises(OverloadedError, match=r"run sync from [ab] here"):
+        await index(world, "c", "w2")
+    await sync(world, "c", "a")
+    await look(world, "c")
+    assert world.alive["c"].following
+    assert contents(world, "c") == contents(world, "a")
+
+
+@pytest.mark.parametrize("steps", range(1, 30))
+async def test_a_copy_somebody_asked_for_is_ended_after_a_crash_anywhere(world, steps):
+    await index(world, "a", "w1", ids="vwx")
+    await look(world, "b")
+    with_documents_of_its_own(world, "c")
+    world.crash_in("c", steps)
+    with contextlib.suppress(Crashed):
+        await sync(world, "c", "a")
+    begun = world.disks["c"].place is not None or world.disks["c"].position.sequence > 0
+    world.crash("c")
+    world.start("c")
+    await look(world, "c", times=6)
+    assert world.alive["c"].following is begun
+    assert world.disks["c"].place is None  # else the next sync believed itself half done
+    assert ("private" not in world.disks["c"].collections) is begun
+
+
+async def test_who_held_the_shard_alone_begins_it_whatever_others_hold():
+    world = World(("another", "crm", "z"))
+    for name in ("another", "crm"):
+        with_documents_of_its_own(world, name)
+    world.disks["crm"].collections = {"notes": {"v": Document(id="v", content="of the shard")}}
+    await look(world, "another", "z", "crm", times=6)
+    assert contents(world, "z", "crm") == [{"notes": {"v": "of the shard"}}] * 2
+    assert "private" in world.disks["another"].collections
+    assert not world.alive["another"].following
+
+
+async def test_a_write_waits_for_its_turn_only_so_long(world, monkeypatch):
+    monkeypatch.setattr("mesh.runtime.replication._PATIENCE_S", 0.02)
+    await index(world, "a", "w1")
+    async with world.alive["a"]._lock:
+        with pytest.raises(OverloadedError, match="busy"):
+            await index(world, "a", "w2", "two")
+    await index(world, "a", "w2", "two")
+    assert contents(world, "a") == [{"notes": {"v": "two"}}]

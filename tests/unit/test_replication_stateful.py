@@ -36,7 +36,10 @@ class Replicas(RuleBasedStateMachine):
         self.number = 0
 
     def do(self, work):
-        """A crash and an error are both fine; what counts is what is left."""
+        """A crash and an error are both fine; what counts is what is left. Whoever waits without
+        an end is killed.
+        """
+        self.world.clock.ends = self.world.clock.now + 60
         try:
             return self.loop.run_until_complete(work)
         except (Crashed, MeshError):

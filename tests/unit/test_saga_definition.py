@@ -59,6 +59,11 @@ def test_what_makes_none_is_named(steps, field, words):
     assert words in found[field][0]
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "\x1b[31m"])
+def test_a_name_is_printable(name):
+    assert wrong({}, name=name) == {"name": ("must be printable",)}
+
+
 def test_everything_that_is_wrong_is_said_at_once():
     found = wrong({"params": {"a": "${x}", "b": "${y}"}}, {"name": "s0"})
     assert list(found) == ["steps[0].params.a", "steps[0].params.b", "steps[1].name"]

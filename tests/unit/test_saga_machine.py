@@ -17,6 +17,7 @@ from mesh.core.saga_events import (
     Aborted,
     CutShort,
     Failed,
+    GivenUp,
     Interrupted,
     NeverSent,
     Resumed,
@@ -197,6 +198,10 @@ class SagaWorld(RuleBasedStateMachine):
     def abort(self):
         self.person(Aborted("me"))
 
+    @rule(at=st.integers(0, 3))
+    def give_up(self, at):
+        self.person(GivenUp("me", f"s{at}"))
+
     @rule()
     def resume(self):
         self.person(Resumed("me"))
@@ -330,6 +335,28 @@ def test_an_interrupted_compensation_waits_for_a_person():
     assert next_move(go(saga, Resumed("me"))).retry == 1
     given_up = go(saga, Aborted("me"))
     assert (given_up.state, given_up.steps[0].state) == (SagaState.FAILED, StepState.NOT_UNDONE)
+
+
+def test_a_compensation_that_is_given_up_leaves_its_step_and_the_others_are_undone():
+    saga = go(saga_of(False, False, False), TakenOver("r"), Succeeded(), Succeeded(), Failed(BAD))
+    with pytest.raises(ConflictError, match="'s1' can be given up"):
+        go(saga, Aborted("me"))
+    for step in ("s0", "s2", "nobody"):
+        with pytest.raises(ConflictError, match="no compensation"):
+            go(saga, GivenUp("me", step))
+    saga = go(saga, GivenUp("me", "s1"))
+    assert saga.steps[1].undo_error.message == "given up by me"
+    assert next_move(saga).id == "x.s0.undo"
+    saga = go(saga, Succeeded())
+    assert saga.state is SagaState.FAILED
+    assert [step.state for step in saga.steps] == ["undone", "not_undone", "failed"]
+    assert saga.reason.endswith("not undone: s1")
+
+
+def test_a_saga_that_is_aborted_already_says_what_it_waits_for():
+    saga = go(saga_of(False, False), TakenOver("r"), Aborted("me"))
+    with pytest.raises(ConflictError, match="waits for the node"):
+        go(saga, Aborted("me"))
 
 
 def test_there_is_no_way_back_from_a_final_step():

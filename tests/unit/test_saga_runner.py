@@ -10,7 +10,7 @@ from saga_fakes import saga
 from saga_world import World, definition
 from virtual_time import virtual
 
-from mesh.errors import ConflictError, NotFoundError, UnavailableError
+from mesh.errors import ConflictError, NotFoundError, TooLargeError, UnavailableError
 from mesh.types import ActionState, Health, SagaState, StepState
 from mesh.wire import codec
 from mesh.wire.messages import HistoryRecord
@@ -167,6 +167,32 @@ async def test_any_master_aborts_what_the_leader_runs():
         assert world.audit.last("saga-aborted").actor == "ann"
         with pytest.raises(ConflictError, match="has ended"):
             await other.abort()
+
+
+@virtual
+async def test_a_compensation_of_a_node_that_never_returns_can_be_given_up():
+    async with World() as world:
+        world.node.script["s2"] = ["fail"]
+        world.node.script["s1"] = ["ok 5"]
+        leader = await world.master()
+        other = await world.master(leads=False)
+        await leader.run(definition(3))
+        await asyncio.sleep(1)
+        world.node.lost = 10**6
+        await asyncio.sleep(600)
+        world.node.lost = 0
+        world.node.script["s1.undo"] = ["ok 100000"]
+        await other.until("compensating")
+        await asyncio.sleep(200)
+        noted = len(world.audit.entries)
+        with pytest.raises(ConflictError, match="being undone already"):
+            await other.abort()
+        assert len(world.audit.entries) == noted
+        await other.abort(give_up="s1")
+        ended = await other.until("failed", within_s=10)
+        assert [step.state for step in ended.steps] == ["undone", "not_undone", "failed"]
+        given_up = world.audit.last("saga-step-given-up")
+        assert (given_up.actor, given_up.subject) == ("ann", "x.s1")
 
 
 @virtual
@@ -411,6 +437,27 @@ async def test_what_is_open_does_not_age_away_and_what_has_ended_does():
 
 
 @virtual
+async def test_one_that_cannot_be_renewed_keeps_no_other_from_it():
+    async with World(days=0.1) as world:
+        master = await world.master()
+        for saga_id in ("x", "y"):
+            world.node.script["s0"] = ["interrupt"]
+            await master.run(definition(id=saga_id))
+            await master.until("paused", saga_id=saga_id)
+        append = world.log.append
+
+        async def refusing(saga, **fields):
+            if saga.id == "x":
+                raise TooLargeError("x")
+            return await append(saga, **fields)
+
+        world.log.append = refusing
+        before = await master.show("y")
+        await asyncio.sleep(0.1 * 86_400)
+        assert (await master.show("y")).changed_at > before.changed_at
+
+
+@virtual
 async def test_one_id_is_one_saga():
     async with World() as world:
         master = await world.master()
@@ -515,3 +562,121 @@ async def test_whom_a_gateway_speaks_for_is_the_caller():
         assert {request.on_behalf for request in world.node.heard} == {"ann"}
         await master.resume(on_behalf="bob")
         assert (await master.until("succeeded")).reason == "resumed by bob"
+
+
+def outcome(state: ActionState, attempt: int = 1, **fields) -> HistoryRecord:
+    return HistoryRecord(
+        id="x.s1",
+        node="shop",
+        action="do",
+        state=state,
+        caller="ann",
+        at=1,
+        attempt=attempt,
+        **fields,
+    )
+
+
+@virtual
+@pytest.mark.parametrize(
+    ("record", "ends"),
+    [
+        (outcome(ActionState.SUCCEEDED, result={"of": "x.s1"}), "succeeded"),
+        (outcome(ActionState.FAILED, error=codec.error_reply(ConflictError("no"))), "compensated"),
+        (None, "paused"),
+    ],
+)
+async def test_a_refusal_of_what_may_have_been_done_before_is_looked_up(record, ends):
+    """The node did the step, died before it could say so, and came back without the action."""
+    async with World() as world:
+        world.node.script["s1"] = ["ok 2"]
+        master = await world.master()
+        await master.run()
+        await asyncio.sleep(1)
+        world.node.lost = 1
+        world.node.refuses["x.s1"] = "bad_request"
+        if record is not None:
+            world.history["x.s1", "shop"] = record
+        world.add("shop", incarnation=2)
+        ended = await master.until("paused", "succeeded", "compensated")
+        assert ended.state == ends
+        assert world.node.effects.count("x.s1") == 1
+        if ends == "paused":
+            assert "whether it did it before that is not known" in ended.reason
+
+
+@virtual
+async def test_an_id_that_somebody_else_took_is_no_step_of_ours():
+    async with World() as world:
+        world.node.refuses["x.s1"] = "conflict"
+        taken = outcome(ActionState.SUCCEEDED, result={"of": "another"})
+        world.history["x.s1", "shop"] = msgspec.structs.replace(taken, action="other")
+        leader = await world.master(leads=False)
+        await leader.run()
+        leader.lead()
+        ended = await leader.until("compensated", "paused", "succeeded")
+        assert ended.state is SagaState.COMPENSATED
+        assert world.node.effects == ["x.s0", "x.s0.undo"]
+
+
+@virtual
+async def test_a_refusal_of_what_was_never_sent_before_needs_no_history():
+    async with World() as world:
+        world.node.refuses["x.s1"] = "invalid"
+        world.historian_away = True
+        master = await world.master()
+        await master.run()
+        assert (await master.until("compensated", "paused")).state is SagaState.COMPENSATED
+        assert world.node.effects == ["x.s0", "x.s0.undo"]
+
+
+@virtual
+async def test_a_stop_that_its_node_refuses_leaves_nothing_stuck():
+    async with World() as world:
+        world.node.script["s1"] = ["ok 100"]
+        master = await world.master()
+        await master.run()
+        await asyncio.sleep(1)
+        world.node.refuses["x.s1"] = "bad_request"
+        await master.abort()
+        assert (await master.until("compensated", "paused")).state is SagaState.COMPENSATED
+        assert "x.s1.undo" in world.node.effects, "it may have been done"
+
+
+@virtual
+async def test_what_is_old_is_not_asked_for_while_the_history_is_away():
+    async with World(timeout_s=10**6) as world:
+        world.node.lost = 1
+        master = await world.master()
+        await master.run()
+        await asyncio.sleep(1)
+        await world.node.close()
+        world.add("shop", health=Health.UNREACHABLE)
+        await asyncio.sleep(0.3 * 86_400)
+        world.node.known.clear()
+        world.historian_away = True
+        world.history["x.s0", "shop"] = HistoryRecord(
+            id="x.s0", node="shop", action="do", state=ActionState.SUCCEEDED, caller="ann", at=1
+        )
+        await world.node.open()
+        world.add("shop", incarnation=2)
+        await asyncio.sleep(600)
+        assert len(asked(world, "s0")) == 1
+        world.historian_away = False
+        await master.until("succeeded")
+        assert world.node.effects == ["x.s0", "x.s1"]
+
+
+@virtual
+async def test_what_takes_long_holds_up_neither_others_nor_the_way_back():
+    async with World(parallel=2) as world:
+        world.node.script["s0"] = ["ok 1000"] * 5 + ["ok", "fail"]
+        world.node.script["s1"] = ["fail"]
+        master = await world.master()
+        for number in range(5):
+            await master.run(definition(1, id=f"x{number}"))
+        await asyncio.sleep(1)
+        await master.run(definition(id="y"))
+        await master.until("compensated", saga_id="y", within_s=20)
+        await master.abort("x4")
+        await master.until("compensated", saga_id="x4", within_s=20)

@@ -87,13 +87,17 @@ class BulkheadMachine(RuleBasedStateMachine):
             job for job in self.jobs if not (job.ended or job.cancelled) and job.bypass is bypass
         ]
 
-    def _arrive(self, caller, request, bypass, finishes):
+    def _arrive(self, caller, request, bypass, finishes, leaves=False):
         job = Job(caller, request, bypass, finishes)
         full = len(self.alive()) >= PARALLEL + QUEUED
 
         async def handle(who):
             assert who == caller
             job.begun = True
+            if leaves:
+                self.responder.give_up_place()
+                self.responder.give_up_place()  # it has one at most
+                job.bypass = True
             await job.gate.wait()
             job.ended = True
             return codec.ok("done")
@@ -111,9 +115,15 @@ class BulkheadMachine(RuleBasedStateMachine):
         if not refused:
             self.jobs.append(job)
 
-    @rule(caller=CALLERS, request=IDS, bypass=st.booleans(), finishes=st.booleans())
-    def arrive(self, caller, request, bypass, finishes):
-        self.at_once(lambda: self._arrive(caller, request, bypass, finishes))
+    @rule(
+        caller=CALLERS,
+        request=IDS,
+        bypass=st.booleans(),
+        finishes=st.booleans(),
+        leaves=st.booleans(),
+    )
+    def arrive(self, caller, request, bypass, finishes, leaves):
+        self.at_once(lambda: self._arrive(caller, request, bypass, finishes, leaves))
 
     @rule(caller=CALLERS, request=IDS, count=st.integers(2, 7))
     def burst(self, caller, request, count):

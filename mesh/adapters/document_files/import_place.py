@@ -1,8 +1,8 @@
 """How far an import is, in a small file next to what is imported, and what it put aside.
 
-    notes.jsonl                    what is imported
-    notes.jsonl.notes@crm.import   how far it is, while it is not at the end
-    notes.jsonl.rejects.jsonl      what could not be imported, if anything
+    notes.jsonl                            what is imported
+    notes.jsonl.notes@crm.import           how far it is, while it is not at the end
+    notes.jsonl.notes@crm.rejects.jsonl    what could not be imported, if anything
 
 The place is written after what it stands for, so a crash in between loses nothing: the next run
 cuts the rejects to what the place knows and does the rest again.
@@ -23,7 +23,7 @@ import msgspec
 from uuid_utils import uuid7
 
 from mesh.adapters.document_files.items import STANDARD_INPUT, START, Mark
-from mesh.adapters.document_files.rejects import Rejected, as_line
+from mesh.adapters.document_files.rejects import Rejected, as_line, holds_rejects
 from mesh.errors import InvalidError, StateError
 
 _HEAD_BYTES = 65_536
@@ -95,7 +95,10 @@ class ImportPlace:
         self._stdin = path == STANDARD_INPUT
         folder = _folder(path, fallback)
         name = "stdin" if self._stdin else path.resolve().name
-        self._file = folder / _short(f"{name}.{collection}@{node or 'any'}", ".import")
+        if not self._stdin and folder != path.resolve().parent:  # others are there as well
+            name += f".{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}"
+        name = f"{name}.{collection}@{node or 'any'}"
+        self._file = folder / _short(name, ".import")
         self.rejects = rejects or folder / _short(name, ".rejects.jsonl")
         """Written only if there is something to write."""
         self._fresh = _Place(
@@ -116,11 +119,14 @@ class ImportPlace:
 
         Raises:
             StateError: A file cannot be read or written.
-            InvalidError: `rejects` is what is imported.
+            InvalidError: `rejects` is what is imported, or something else that is not ours.
         """
         if self.rejects.exists() and not self._stdin and self.rejects.samefile(self._path):
-            message = "is the file that is imported"
-            raise InvalidError(f"rejects: {message}", fields={"rejects": [message]})
+            raise _unfit("is the file that is imported")
+        with self._translated():
+            ours = not self.rejects.is_file() or holds_rejects(self.rejects)
+        if not ours:
+            raise _unfit(f"{self.rejects} holds something else; name another file")
         with self._translated():
             self._take()
             fingerprint = "" if self._stdin else _fingerprint(self._path)
@@ -266,6 +272,10 @@ class ImportPlace:
             raise StateError(
                 f"the place of the import cannot be kept: {where}: {error.strerror or error}"
             ) from error
+
+
+def _unfit(message: str) -> InvalidError:
+    return InvalidError(f"rejects: {message}", fields={"rejects": [message]})
 
 
 def _folder(path: Path, fallback: Path) -> Path:

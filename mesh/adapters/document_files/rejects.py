@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
+
+_LONGEST_LINE_BYTES = 64 * 1024 * 1024
+"""More than any line that is put aside, as JSON."""
 
 
 class Rejected(Protocol):
@@ -37,3 +41,27 @@ def as_line(bad: Rejected) -> bytes:
     if not bad.whole:
         fields["cut"] = True
     return msgspec.json.encode(fields) + b"\n"
+
+
+class _Line(msgspec.Struct):
+    source: str
+    line: int
+    reason: str
+    raw: str
+
+
+def holds_rejects(file: Path) -> bool:
+    """Whether a file is one of these, as far as its first line tells, or empty.
+
+    Raises:
+        OSError
+    """
+    with file.open("rb") as opened:
+        first = opened.readline(_LONGEST_LINE_BYTES)
+    if not first:
+        return True
+    try:
+        msgspec.json.decode(first, type=_Line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True

@@ -283,6 +283,15 @@ class LanceDocuments:
         except ClosedError:
             raise self._gone(collection) from None
 
+    async def settled(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(found.settled() for found in self._collections.values()))
+
+    def new_columns(self, collection: str, documents: Sequence[Document]) -> dict[str, str]:
+        found = self._collections.get(collection)
+        known = {} if found is None or found.closed else found.columns
+        return dict(schema.new_columns(documents, known, places=None))
+
     def columns(self, collection: str) -> dict[str, str]:
         found = self._collections.get(collection)
         return {} if found is None else dict(found.columns)

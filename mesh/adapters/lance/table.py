@@ -159,10 +159,14 @@ class Collection:
         """Finish the write and the reads that run; what waits or comes later raises ClosedError."""
         self.closed = True
         await self._tidier.close()
-        await asyncio.gather(*self._writes, return_exceptions=True)
+        await self.settled()
         # A query on a closed table does not raise an error of Python's: it panics.
         await self._idle.wait()
         self._table.close()  # type: ignore[no-untyped-call]
+
+    async def settled(self) -> None:
+        """Until the writes that run now have ended."""
+        await asyncio.gather(*self._writes, return_exceptions=True)
 
     @property
     def info(self) -> CollectionInfo:

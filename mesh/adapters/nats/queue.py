@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 from datetime import datetime
-from typing import Any
 
 import msgspec
 import structlog
@@ -17,9 +17,11 @@ import structlog
 from mesh.adapters.nats.bus import NatsBus
 from mesh.adapters.nats.streams import DAY_NS
 from mesh.adapters.nats.work_stream import Letter, WorkStream
+from mesh.core import delivery
 from mesh.errors import (
     BadRequestError,
     DeadlineExceededError,
+    InvalidError,
     MeshError,
     TooLargeError,
     UnavailableError,
@@ -32,6 +34,9 @@ log = structlog.get_logger()
 
 _TIMEOUT_S = 5.0
 _PARALLEL_READS = 64
+_MOST_READS = 20_000
+"""Of one list of dead letters."""
+_MOST_OF_ONE_ID = 100
 _DEAD_BYTES = 512 * 1024**2
 _AWAY_MS = 1000
 
@@ -72,6 +77,8 @@ class JetStreamQueue:
             max_age_ns=round(dead_letter_days * DAY_NS),
         )
         self._has_dead = False
+        self.strays = 0
+        """Messages thrown away that stood where no action can wait."""
 
     async def prepare(self) -> None:
         """Where there is no room for dead letters, what can be done is done all the same."""
@@ -88,10 +95,12 @@ class JetStreamQueue:
 
     async def put(self, node: str, caller: str, item: QueueItem, *, timeout_s: float) -> int:
         subject = subjects.queue(node, item.action, caller)
-        key = f"{node}/{item.id}/{item.digest}/{item.retry}/{item.requeued}"
+        # A number nobody can guess, and new each time: what JetStream takes for a duplicate it
+        # acknowledges and drops, also if the first one was taken out meanwhile.
+        message_id = secrets.token_hex(16)
         try:
             return await self._queue.append(
-                subject, codec.encode(item), message_id=_hashed(key), timeout_s=timeout_s
+                subject, codec.encode(item), message_id=message_id, timeout_s=timeout_s
             )
         except TooLargeError:
             raise
@@ -102,11 +111,21 @@ class JetStreamQueue:
             ) from error
 
     async def next(self, node: str, after: int) -> Waiting | None:
-        pattern = f"{subjects.PREFIX}.queue.{subjects.token(node)}.>" if node else None
-        found = await self._queue.next(
-            pattern or subjects.QUEUE_SUBJECTS, after + 1, timeout_s=_TIMEOUT_S
-        )
-        return None if found is None else _waiting(found)
+        subjects.token(node, "node")
+        return await self._next(f"{subjects.PREFIX}.queue.{node}.*.*", after)
+
+    async def next_of_all(self, after: int) -> Waiting | None:
+        return await self._next(f"{subjects.PREFIX}.queue.>", after)
+
+    async def _next(self, pattern: str, after: int) -> Waiting | None:
+        while True:
+            found = await self._queue.next(pattern, after + 1, timeout_s=_TIMEOUT_S)
+            if found is None or (waiting := _waiting(found)) is not None:
+                return None if found is None else waiting
+            self.strays += 1
+            log.warning("mesh.queue.stray", subject=found.subject[:200], sequence=found.sequence)
+            await self.remove(found.sequence)
+            after = found.sequence
 
     async def read(self, sequence: int) -> Waiting | None:
         found = await self._queue.at(sequence, timeout_s=_TIMEOUT_S)
@@ -116,15 +135,15 @@ class JetStreamQueue:
         counts: dict[str, int] = {}
         by_subject = await self._queue.counts(subjects.QUEUE_SUBJECTS, timeout_s=_TIMEOUT_S)
         for subject, count in by_subject.items():
-            node = subject.split(".")[3]
-            counts[node] = counts.get(node, 0) + count
+            if (place := _place(subject)) is not None:
+                counts[place[0]] = counts.get(place[0], 0) + count
         return counts
 
     async def remove(self, sequence: int) -> bool:
         return await self._queue.delete(sequence, timeout_s=_TIMEOUT_S)
 
     async def bury(self, letter: DeadLetter, *, key: str) -> None:
-        subject = subjects.dead(letter.node, letter.action)
+        subject = subjects.dead(letter.node, letter.action, _hashed(letter.id))
         await self._prepare_dead()
         for kept in (letter, msgspec.structs.replace(letter, params=None, trace="")):
             try:
@@ -140,12 +159,14 @@ class JetStreamQueue:
 
     async def dead(self, node: str, limit: int, offset: int) -> tuple[list[Buried], int]:
         """Read backwards: most who ask want the newest."""
-        pattern = (
-            f"{subjects.PREFIX}.dead.{subjects.token(node)}.>" if node else subjects.DEAD_SUBJECTS
-        )
-        total = sum((await self._dead.counts(pattern, timeout_s=_TIMEOUT_S)).values())
+        if node:
+            pattern = f"{subjects.PREFIX}.dead.{subjects.token(node, 'node')}.>"
+            total = sum((await self._dead.counts(pattern, timeout_s=_TIMEOUT_S)).values())
+        else:
+            total = await self._dead.size(timeout_s=_TIMEOUT_S)
         found: list[Buried] = []
         first, last = await self._dead.span(timeout_s=_TIMEOUT_S)
+        first = max(first, last - _MOST_READS + 1)
         while last >= first and len(found) < min(offset + limit, total):
             start = max(first, last - _PARALLEL_READS + 1)
             read = await asyncio.gather(
@@ -164,20 +185,43 @@ class JetStreamQueue:
             last = start - 1
         return found[offset : offset + limit], total
 
+    async def letter(self, action_id: str, node: str) -> Buried | None:
+        whose = subjects.token(node, "node") if node else "*"
+        pattern = f"{subjects.PREFIX}.dead.{whose}.*.{_hashed(action_id)}"
+        newest, after = None, 0
+        for _ in range(_MOST_OF_ONE_ID):
+            found = await self._dead.next(pattern, after + 1, timeout_s=_TIMEOUT_S)
+            if found is None:
+                break
+            newest, after = _buried(found) or newest, found.sequence
+        return newest
+
     async def exhume(self, sequence: int) -> None:
         await self._dead.delete(sequence, timeout_s=_TIMEOUT_S)
 
 
 def _hashed(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _waiting(found: Letter) -> Waiting:
-    parts: Any = found.subject.split(".")[3:]
-    node, action, caller = parts if len(parts) == 3 else ("", "", "")  # noqa: PLR2004
+def _place(subject: str) -> tuple[str, str, str] | None:
+    """Node, action and caller that a subject of the queue names; None: it names none."""
+    try:
+        _queue, node, action, caller = subjects.parts(subject)
+    except (InvalidError, ValueError):
+        return None
+    return node, action, caller
+
+
+def _waiting(found: Letter) -> Waiting | None:
+    """None: it stands where no action can wait."""
+    place = _place(found.subject)
+    if place is None:
+        return None
+    node, action, caller = place
     item, flaw = None, ""
     try:
-        item = codec.decode(found.data, QueueItem)
+        item = delivery.as_trusted(codec.decode(found.data, QueueItem), caller)
         if item.action != action:
             raise BadRequestError(f"the subject says {action!r}, the message {item.action!r}")
         if not item.id:

@@ -37,12 +37,14 @@ class _Error(msgspec.Struct, frozen=True):
 class _State(msgspec.Struct, frozen=True):
     first_seq: int = 0
     last_seq: int = 0
+    messages: int = 0
     subjects: dict[str, int] = {}
 
 
 class _Config(msgspec.Struct, frozen=True):
     max_age: int = 0
     max_bytes: int = 0
+    subjects: list[str] = []
 
 
 class _Info(msgspec.Struct, frozen=True):
@@ -94,8 +96,9 @@ class WorkStream(AppendOnlyStream):
             UnavailableError: JetStream does not answer, or refuses.
         """
         await super().prepare()
-        found = await self._info(b"", timeout_s=_INFO_WITHIN_S)
-        if found.config.max_bytes != self._settings["max_bytes"]:
+        found = (await self._info(b"", timeout_s=_INFO_WITHIN_S)).config
+        wanted = self._settings
+        if (found.max_bytes, found.subjects) != (wanted["max_bytes"], wanted["subjects"]):
             await self._set("STREAM.UPDATE")
 
     async def next(self, pattern: str, start: int, *, timeout_s: float) -> Letter | None:
@@ -110,6 +113,10 @@ class WorkStream(AppendOnlyStream):
         """The first and the last sequence there is."""
         state = (await self._info(b"", timeout_s=timeout_s)).state
         return state.first_seq, state.last_seq
+
+    async def size(self, *, timeout_s: float) -> int:
+        """How many there are."""
+        return (await self._info(b"", timeout_s=timeout_s)).state.messages
 
     async def counts(self, pattern: str, *, timeout_s: float) -> dict[str, int]:
         """How many there are of each subject that matches."""

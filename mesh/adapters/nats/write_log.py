@@ -14,9 +14,17 @@ import structlog
 from mesh.adapters.nats.bus import NatsBus
 from mesh.adapters.nats.multiplexer import Reply
 from mesh.adapters.nats.streams import AppendOnlyStream
-from mesh.errors import InternalError, MeshError, TooLargeError, UnavailableError
+from mesh.core.replication import linked
+from mesh.errors import (
+    ForbiddenError,
+    InternalError,
+    MeshError,
+    NoRespondersError,
+    TooLargeError,
+    UnavailableError,
+)
 from mesh.ports import Clock
-from mesh.ports.write_log import MovedOnError
+from mesh.ports.write_log import MovedOnError, NotStoredError
 from mesh.wire import codec, subjects
 from mesh.wire.messages import LoggedWrite, WriteEntry, WritesPage
 
@@ -62,11 +70,15 @@ class JetStreamWriteLog:
             "Nats-Expected-Last-Subject-Sequence-Subject": subjects.write_filter(shard),
         }
         subject = subjects.write(shard, self._bus.identity)
-        answer = _read(
-            await self._bus.request_broker(
-                subject, codec.encode(entry), timeout_s=timeout_s, headers=headers
+        try:
+            answer = _read(
+                await self._bus.request_broker(
+                    subject, codec.encode(entry), timeout_s=timeout_s, headers=headers
+                )
             )
-        )
+        except (NoRespondersError, ForbiddenError) as error:
+            why = f"the log of writes takes nothing: {error}"
+            raise NotStoredError(why, retry_after_ms=1000) from error
         if answer.error is None:
             return answer.seq
         if answer.error.err_code == _WRONG_LAST:
@@ -108,12 +120,22 @@ class JetStreamWriteArchive:
                 break
             entries.append(logged)
             size += taken
+        whole = bool(entries and after) and await self._is_there(filtered, after, timeout_s)
+        if entries and (await self._info(timeout_s)).created != info.created:
+            raise UnavailableError("the log of writes was made anew", retry_after_ms=1000)
         return WritesPage(
             log=info.created,
             last=max([last[0].sequence if last else 0, *(one.sequence for one in entries[-1:])]),
-            entries=entries,
+            entries=linked(entries, after) if whole else entries,
             fading=last is not None and self._fading(last[0], info.state),
         )
+
+    async def _is_there(self, filtered: str, sequence: int, timeout_s: float) -> bool:
+        """Whether that is an entry of the shard still: the log forgets the oldest first, so then
+        none of those after it is gone.
+        """
+        found = await self._get({"seq": sequence, "next_by_subj": filtered}, timeout_s)
+        return found is not None and found[0].sequence == sequence
 
     def _fading(self, last: LoggedWrite, state: _State) -> bool:
         older, newer = last.sequence - state.first_seq, state.last_seq - last.sequence
@@ -183,15 +205,14 @@ def _entry(data: bytes) -> WriteEntry:
     try:
         return codec.decode(data, WriteEntry)
     except MeshError as error:
-        # No node of ours writes such a thing. It joins nothing: replicas copy each other then.
-        log.warning("mesh.writes.unreadable", error=str(error))
-        return WriteEntry()
+        log.warning("mesh.writes.unreadable", error=str(error))  # no node of ours writes such
+        return WriteEntry(prev=0)
 
 
 def _refused(error: _ApiError) -> MeshError:
     if "maximum message size" in error.description:
         return TooLargeError("this write is too large for the log of its shard")
-    return UnavailableError(
+    return NotStoredError(
         f"the log of writes refuses: {error.description} ({error.err_code})", retry_after_ms=1000
     )
 

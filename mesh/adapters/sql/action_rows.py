@@ -138,10 +138,13 @@ class SqlActionRows:
                 newest = sum(await _place(connection))  # first: what changes meanwhile comes later
                 rows = (await connection.execute(page)).mappings().all()
                 total = int((await connection.execute(count)).scalar_one())
-        if query.after is not None:
-            newest = max(newest, query.after)
-            if len(rows) == query.limit:
-                newest = int(rows[-1]["sequence"])
+        told = max((int(row["sequence"]) for row in rows), default=0)
+        if query.after is not None and len(rows) == query.limit:
+            newest = told
+        else:
+            # What was saved between the two reads is told already. Whole saves are seen or not,
+            # in their order: nothing before the newest row that was told is missing.
+            newest = max(newest, told, query.after or 0)
         return HistoryPage(actions=[_record(row) for row in rows], total=total, sequence=newest)
 
     async def stories(self, action_id: str) -> list[ActionStory]:

@@ -107,16 +107,27 @@ class SqlJournal:
         if self._soon is None:
             self._soon = self._loop.call_later(_SOON_S, self._now)
 
-    async def unrecorded(self) -> list[HistoryRecord]:
-        rows = await self._run(statements.unrecorded)
+    async def unrecorded(self, limit: int = 256) -> list[HistoryRecord]:
+        rows = await self._run(lambda connection: statements.unrecorded(connection, limit))
         return [codec.decode(outcome.encode(), HistoryRecord) for (outcome,) in rows]
 
     async def unsettled(self) -> list[JournalEntry]:
         return [_entry(row) for row in await self._run(statements.unsettled)]
 
     async def prune(self, before: int) -> int:
-        pruned: int = await self._run(lambda connection: statements.prune(connection, before))
-        return pruned
+        pruned, after = 0, 0
+        while True:  # between two slices everybody else has a turn
+            some, upto = await self._prune(before, after)
+            pruned += some
+            if upto is None:
+                return pruned
+            after = upto
+
+    async def _prune(self, before: int, after: int) -> tuple[int, int | None]:
+        some: tuple[int, int | None] = await self._run(
+            lambda connection: statements.prune(connection, before, after)
+        )
+        return some
 
     async def close(self) -> None:
         """Safe to call twice."""

@@ -47,8 +47,13 @@ _RECORDED = (
 )
 _OPEN = " WHERE recorded = 0 AND outcome IS {what} ORDER BY accepted_at, id"
 _UNSETTLED = _SELECT + _OPEN.format(what="NULL")
-_UNRECORDED = "SELECT outcome FROM entries" + _OPEN.format(what="NOT NULL")  # noqa: S608
-_PRUNE = "DELETE FROM entries WHERE recorded = TRUE AND settled_at < ?"
+_UNRECORDED = f"SELECT outcome FROM entries{_OPEN.format(what='NOT NULL')} LIMIT ?"  # noqa: S608
+_SLICE_ROWS = 1000
+_SLICE = (
+    "SELECT max(rowid), min(accepted_at) FROM "
+    "(SELECT rowid, accepted_at FROM entries WHERE rowid > ? ORDER BY rowid LIMIT ?)"
+)
+_PRUNE = "DELETE FROM entries WHERE rowid > ? AND rowid <= ? AND recorded = TRUE AND settled_at < ?"
 
 
 class Kind(enum.IntEnum):
@@ -101,14 +106,20 @@ def unsettled(connection: sqlite3.Connection) -> list[Row]:
     return connection.execute(_UNSETTLED).fetchall()
 
 
-def unrecorded(connection: sqlite3.Connection) -> list[Row]:
+def unrecorded(connection: sqlite3.Connection, limit: int) -> list[Row]:
     """Outcomes that are not in the history, oldest first."""
-    return connection.execute(_UNRECORDED).fetchall()
+    return connection.execute(_UNRECORDED, (limit,)).fetchall()
 
 
-def prune(connection: sqlite3.Connection, before: int) -> int:
-    """How many rows went."""
-    return connection.execute(_PRUNE, (before,)).rowcount
+def prune(connection: sqlite3.Connection, before: int, after: int) -> tuple[int, int | None]:
+    """How many rows went of a thousand behind row `after`, and behind which row to go on; None: all
+    that are left are newer. Rows stand in the order in which they were accepted: no index is
+    needed, which every action would have to keep.
+    """
+    last, oldest = connection.execute(_SLICE, (after, _SLICE_ROWS)).fetchone()
+    if last is None or oldest >= before:
+        return 0, None
+    return connection.execute(_PRUNE, (after, last, before)).rowcount, last
 
 
 def _accept(connection: sqlite3.Connection, rows: Sequence[Row]) -> list[Row | None]:

@@ -55,7 +55,11 @@ class SqlReplicaState:
         return state
 
     async def load(self, shard: str) -> tuple[bool, Position]:
-        row = await self._run(lambda connection: _row(connection, shard))
+        def work(connection: Connection) -> RowMapping | None:
+            connection.execute(sa.delete(_positions).where(_positions.c.shard != shard))
+            return _row(connection, shard)
+
+        row = await self._run(work)
         if row is None:
             return False, Position()
         return bool(row["logged"]), Position(row["log"], row["sequence"])
@@ -64,12 +68,18 @@ class SqlReplicaState:
         await self._run(lambda connection: _set(connection, shard, logged=True))
 
     async def advance(
-        self, shard: str, position: Position, writes: Sequence[AppliedWrite] = ()
+        self,
+        shard: str,
+        position: Position,
+        writes: Sequence[AppliedWrite] = (),
+        *,
+        copied: bool = False,
     ) -> None:
         rows = _rows(writes)
+        done = {"place": None} if copied else {}
 
         def work(connection: Connection) -> None:
-            _set(connection, shard, log=position.log, sequence=position.sequence)
+            _set(connection, shard, log=position.log, sequence=position.sequence, **done)
             if rows:
                 connection.execute(_keep_write, rows)
 

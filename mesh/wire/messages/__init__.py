@@ -120,6 +120,7 @@ from mesh.wire.messages.registry import NodeStats as NodeStats
 from mesh.wire.messages.registry import NodeUpdate as NodeUpdate
 from mesh.wire.messages.registry import VerbFigures as VerbFigures
 from mesh.wire.messages.sagas import Saga as Saga
+from mesh.wire.messages.sagas import SagaAbort as SagaAbort
 from mesh.wire.messages.sagas import SagaCall as SagaCall
 from mesh.wire.messages.sagas import SagaCompensation as SagaCompensation
 from mesh.wire.messages.sagas import SagaDefinition as SagaDefinition

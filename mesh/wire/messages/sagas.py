@@ -155,11 +155,18 @@ class SagaList(Wire, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class SagaName(Request, frozen=True, kw_only=True):
-    """`master.saga-resume` and `master.saga-abort`."""
+    """`master.saga-resume`."""
 
     saga: Token
     allowed: list[str] | None = None
     """As in `SagaRun`: one of other actions is as good as none."""
+
+
+class SagaAbort(SagaName, frozen=True, kw_only=True):
+    """`master.saga-abort`."""
+
+    give_up: _NodeName = ""
+    """A step whose compensation is not to be waited for; empty: the saga is to be undone."""
 
 
 class SagaShow(SagaName, frozen=True, kw_only=True):

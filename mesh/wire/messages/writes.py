@@ -30,24 +30,29 @@ class Change(Wire, frozen=True, kw_only=True):
     """Remove the collection first, with all that is in it."""
     puts: list[Document] = []
     deletes: list[DocumentId] = []
+    columns: dict[str, str] = {}
+    """Metadata keys that can be filtered by from now on, and their kinds: found out by the writer,
+    since a copy that applies many changes at once may never see the document that brought one.
+    """
 
 
 class WriteEntry(Wire, frozen=True, kw_only=True):
     """One entry of a shard's log; its subject says of which shard, and who wrote it."""
 
     id: str = ""
-    """Of the action; empty: the log's own business, or a part of a write that another entry ends.
-    """
+    """Of the action; empty: the log's own business."""
     action: str = ""
     digest: str = ""
     """Of action and parameters."""
-    prev: _Sequence = 0
-    """Sequence of the shard's entry before this one."""
+    prev: _Sequence
+    """Sequence of the shard's entry before this one. Required: what else may get into the log, an
+    acknowledgement of JetStream for example, is no entry.
+    """
     change: Change | None = None
     packed: bytes = b""
     """The change as deflated JSON, where it is long."""
     changed: int = 0
-    """How many documents the write changed, in parts before this one too."""
+    """How many documents the write changed."""
     at: int = 0
     """Unix ms."""
     begin: bool = False

@@ -56,7 +56,7 @@ async def put(queue: ActionQueue, action_id: str, node: str = "crm", **fields: A
 
 async def ids(queue: ActionQueue, node: str = "") -> list[str]:
     found, after = [], 0
-    while (waiting := await queue.next(node, after)) is not None:
+    while waiting := await (queue.next(node, after) if node else queue.next_of_all(after)):
         assert waiting.item is not None
         found.append(waiting.item.id)
         after = waiting.sequence
@@ -91,31 +91,58 @@ async def test_each_node_has_its_own_order(queue):
     assert await queue.waiting() == {"crm": 3, "shop": 3}
 
 
-async def test_the_same_again_is_stored_once(queue):
-    first = await asyncio.gather(*(put(queue, "1") for _ in range(20)))
-    assert len(set(first)) == 1
-    others = [
-        await put(queue, "2"),
-        await put(queue, "1", node="shop"),
-        await put(queue, "1", digest="e"),
-        await put(queue, "1", retry=1),
-        await put(queue, "1", requeued=5),
-    ]
-    assert len({first[0], *others}) == 6
+async def test_what_was_acknowledged_is_there(queue):
+    """Also the same again, whether the first one waits or was taken out."""
+    sequences = await asyncio.gather(*(put(queue, "1") for _ in range(20)))
+    assert len(set(sequences)) == 20
+    assert await ids(queue, "crm") == ["1"] * 20
+    for sequence in sequences:
+        await queue.remove(sequence)
+    again = await put(queue, "1")
+    assert (await queue.read(again)).item == item("1")
 
 
-async def test_what_is_removed_is_gone_and_stays_known(queue):
+async def test_only_masters_say_that_something_is_tried_again(queue):
+    for caller in ("ops", "gateway", "master"):
+        one = item("1", retry=3, requeued=5)
+        await queue.put("crm", caller, one, timeout_s=5)
+    found, after = [], 0
+    while waiting := await queue.next("crm", after):
+        found.append((waiting.caller, waiting.item.retry, waiting.item.requeued))
+        after = waiting.sequence
+    assert found == [("ops", 0, 0), ("gateway", 0, 0), ("master", 3, 5)]
+
+
+async def test_nobody_is_not_everybody(queue):
+    await put(queue, "1")
+    for node in ("", "*", ">", "a.b", "a~b"):
+        with pytest.raises(InvalidError):
+            await queue.next(node, 0)
+
+
+async def test_a_letter_is_found_by_its_id(queue):
+    for number in range(30):
+        await queue.bury(letter(f"{number}", "crm" if number % 3 else "shop"), key=f"{number}")
+    await queue.bury(msgspec.structs.replace(letter("7"), at=2), key="7 again")
+    assert (await queue.letter("7", "crm")).letter.at == 2, "the newest"
+    assert (await queue.letter("7", "")).letter.at == 2
+    assert await queue.letter("7", "shop") is None
+    assert await queue.letter("30", "") is None
+    found = await queue.letter("3", "shop")
+    await queue.exhume(found.sequence)
+    assert await queue.letter("3", "shop") is None
+
+
+async def test_what_is_removed_is_gone(queue):
     one, two = await put(queue, "1"), await put(queue, "2")
     assert await queue.remove(one)
     assert not await queue.remove(one)
     assert not await queue.remove(10_000)
     assert await ids(queue) == ["2"]
     assert await queue.read(one) is None
-    assert await put(queue, "1") == one, "its acknowledgement was late"
-    assert await ids(queue) == ["2"]
     assert await queue.remove(two)
     assert await queue.waiting() == {}
-    assert await queue.next("", 0) is None
+    assert await queue.next_of_all(0) is None
 
 
 async def test_a_full_queue_refuses_until_there_is_room(queue):
