@@ -125,7 +125,7 @@ class MemoryJournal:
         self._writing()
         known = self._entries.get(request.id)
         if known is not None and not (
-            again and known.outcome is not None and known.attempt == attempts
+            again and known.outcome is not None and known.attempt <= attempts
         ):
             return known
         self._entries[request.id] = JournalEntry(

@@ -77,7 +77,7 @@ class Journal(Protocol):
     ) -> JournalEntry | None:
         """Remember an action before it runs. Where its id is known nothing is changed, and what is
         known of it is the answer. With `again` an entry that has ended with attempt number
-        `attempts` begins anew, and no other.
+        `attempts` or an earlier one begins anew, and no other.
 
         Raises:
             UnavailableError: It cannot be written.

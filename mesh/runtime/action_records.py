@@ -169,14 +169,15 @@ def was_refused(entry: JournalEntry) -> bool:
 
 
 def may_try_again(entry: JournalEntry, request: ActionRequest) -> bool:
-    """Whether its end is one that the request asks to follow with another attempt.
+    """Whether its end is one that the request asks to follow with another attempt. The queue may
+    know of later attempts, which were cancelled before they came here.
 
     Raises:
         ConflictError: It asks to follow one that there has not been.
     """
     if entry.state not in _ENDED_BADLY or request.retry < entry.attempt:
         return False
-    if request.retry > entry.attempt:
+    if request.retry > entry.attempt and request.mode != "queue":
         raise ConflictError(
             f"{request.id!r} has had {entry.attempt} attempts here, so there is no attempt "
             f"{request.retry} that another one could follow; nothing was run"

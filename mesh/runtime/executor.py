@@ -244,7 +244,7 @@ class Executor:
 
     async def _forestall(self, run: Run, by: str, known: JournalEntry | None) -> HistoryRecord:
         """The attempt that may yet be asked for has ended already."""
-        attempts = known.attempt if known is not None else run.request.retry
+        attempts = max(known.attempt if known is not None else 0, run.request.retry)
         record = self._accepted(run, by, self._clock.unix_ms(), attempt=attempts + 1)
         found = await self._journal.accept(
             run.request,
@@ -311,7 +311,8 @@ class Executor:
                 "its time was up; no other one was begun",
                 retry_after_ms=_COME_BACK_MS,
             )
-        accepted = self._accepted(run, caller, now, attempt=known.attempt + 1)
+        attempt = max(known.attempt, request.retry) + 1
+        accepted = self._accepted(run, caller, now, attempt=attempt)
         found = await self._ledger.accept(request, accepted, run.tell, known=known)
         if found is not None:  # another life of this node was quicker
             return await self._again(run, caller, found, work)

@@ -200,8 +200,8 @@ class Responder:
             self._queue.append(work)
 
     def give_up_place(self) -> None:
-        """Of the request whose handler calls this: all it does from here on is to wait for something
-        that another one has a place for.
+        """Of the request whose handler calls this: all it does from here on is to wait for
+        something that another one has a place for.
         """
         work = _handled.get(None)
         if work is not None and not work.bypass:

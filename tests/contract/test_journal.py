@@ -163,15 +163,22 @@ async def test_what_has_ended_begins_anew_once(journal):
 
 
 async def test_nothing_begins_anew_that_has_not_ended_or_ended_otherwise(journal):
-    await accept(journal)
-    await journal.begin("1", 1)
-    for attempts in (1, 2):
-        known = await journal.accept(
+    async def again(attempts):
+        return await journal.accept(
             request(), caller="b", digest="d", accepted_at=60, attempts=attempts, again=True
         )
-        assert known is not None
-        assert known.caller == "ops"
-        await journal.settle(outcome(attempt=1))
+
+    await accept(journal)
+    await journal.begin("1", 2)
+    known = await again(2)
+    assert known is not None
+    assert known.caller == "ops"
+    await journal.settle(outcome(attempt=2))
+    assert await again(1) is not None, "that attempt is not the last one"
+    assert await again(3) is None, "one in between ended before it came here"
+    known = await journal.find("1")
+    assert known is not None
+    assert (known.caller, known.attempt, known.outcome) == ("b", 3, None)
 
 
 async def test_an_outcome_of_nothing_is_not_swallowed(journal):

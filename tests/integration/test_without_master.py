@@ -198,7 +198,9 @@ async def test_without_a_stream_an_action_is_refused_and_nothing_runs(no_stream,
                 await client.search("late invoice", collections=["app.Invoice"])
             assert [hit.id for hit in (await client.search("late invoice")).results] == ["t1"]
 
-            await make_stream(no_stream.broker)  # the refusal kept nothing of the id
+            await make_stream(no_stream.broker)
+            await asyncio.sleep(2 * (refused.value.retry_after_ms or 0) / 1000)
+            # The refusal kept nothing of the id.
             assert (await index_invoices(client, id="once")).result["indexed"] == len(INVOICES)
         assert await held(no_stream) == {"app.Invoice", "tickets"}
 

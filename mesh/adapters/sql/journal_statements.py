@@ -28,8 +28,8 @@ _ACCEPTED = ActionState.ACCEPTED.value
 _REOPEN = (
     _NEW + " ON CONFLICT (id) DO UPDATE SET request = excluded.request, caller = excluded.caller, "
     "digest = excluded.digest, accepted_at = excluded.accepted_at, state = excluded.state, "
-    "settled_at = NULL, outcome = NULL, recorded = FALSE "
-    "WHERE entries.outcome IS NOT NULL AND entries.attempt = excluded.attempt"
+    "attempt = excluded.attempt, settled_at = NULL, outcome = NULL, recorded = FALSE "
+    "WHERE entries.outcome IS NOT NULL AND entries.attempt <= excluded.attempt"
 )
 _BEGIN = (
     "WITH begun (id, attempt) AS (VALUES {rows}) "
