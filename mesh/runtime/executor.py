@@ -269,7 +269,10 @@ class Executor:
             known = await self._journal.find(request.id)
             if known is None:
                 raise
-            return await self._again(run, caller, known, refusal)
+            try:
+                return await self._again(run, caller, known, refusal)
+            except ConflictError:  # what is wrong with it comes before what else its id is
+                raise refusal from None
         now = self._clock.unix_ms()
         if request.deadline and now >= request.deadline:
             known = await self._journal.find(request.id)
