@@ -28,7 +28,7 @@ class ExitCode(enum.IntEnum):
 _NOT_REACHABLE = frozenset({"disconnected", "not_reachable", "no_master"})
 _DENIED = frozenset({401, 403})
 _REFUSED = frozenset({400, 404, 409, 413, 422})
-_NO_MISUSE = frozenset({"action_failed", "not_traced"})
+_NO_MISUSE = frozenset({"action_failed", "cancelled", "not_traced"})
 """What has the code of a refusal, though nothing was wrong with what was typed."""
 
 _HINTS = {

@@ -12,7 +12,7 @@ from mesh.runtime.action_context import Control
 from mesh.runtime.action_records import Fingerprint
 from mesh.wire.messages import ActionRequest, HistoryRecord
 
-_MOST_WAITING = 64
+_MOST_WAITING = 1024
 """For one action. Whoever asks again and again has given up what he asked first."""
 _SHORT_S = 1.0
 _TICKS_A_SECOND = 100

@@ -24,6 +24,10 @@ FULL = "jetstream: { max_memory: 1MB, max_file: 1KB }"
 """Of the mesh's account: less than what is stored already."""
 
 
+KEYS = 3
+"""Of each kind; a refusal takes as long as its caller waits for JetStream."""
+
+
 class SmallBroker(BrokerProcess):
     """One whose room for the mesh's streams can be changed while it runs."""
 
@@ -100,7 +104,7 @@ async def test_without_room_nothing_runs_and_nothing_is_lost(running, what):
         running.broker.jetstream(what)
         await refused(lambda: client.run_action("note", {"key": "probe"}, node=NODE, timeout_s=5))
         ran = running.runs
-        for number in range(10):
+        for number in range(KEYS):
             with pytest.raises(UnavailableError) as error:
                 await note(client, f"now{number}")()
             assert error.value.code == 503
@@ -109,11 +113,11 @@ async def test_without_room_nothing_runs_and_nothing_is_lost(running, what):
             assert (error.value.code, error.value.retry_after_ms) == (503, 1000)
         assert running.runs == ran, "nothing ran unrecorded"
         running.broker.jetstream("jetstream: enabled")
-        for number in range(10):
+        for number in range(KEYS):
             await goes_on(note(client, f"now{number}"))
             await goes_on(queue(client, f"later{number}"))
-        done = [each for at in range(10) for each in (f"now{at}", f"later{at}")]
-        await until(lambda: len(running.runs) == len(ran) + 20, 30, lambda: repr(running.runs))
+        done = [each for at in range(KEYS) for each in (f"now{at}", f"later{at}")]
+        await until(lambda: len(running.runs) == len(ran) + 2 * KEYS, 30, lambda: repr(running.runs))
         assert sorted(running.runs[len(ran) :]) == sorted(done)
         async with asyncio.timeout(30):
             while (await client.queue()).total:
