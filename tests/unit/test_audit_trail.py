@@ -306,8 +306,9 @@ async def test_whatever_is_noted_can_be_stored_read_and_sent(world):
     assert len(repr(entry)) < 5000
 
 
+@pytest.mark.alone
 async def test_noting_costs_an_append(world):
-    """Of a master's request path. Generous: other tests may run beside this one."""
+    """Of a master's request path."""
     began = time.process_time()
     for _ in range(5000):
         world.trail.note("token-issued", actor="ops", subject="app", scopes=["search"], ttl_s=3600)
