@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mesh.core import bm25
 from mesh.types import MergeStrategy, SearchMode
@@ -78,7 +78,8 @@ def _name(entry: _Entry) -> tuple[str, str, str, str]:
 
 
 _bm25 = attrgetter("bm25")
-_similarity = attrgetter("similarity")
+_nearness = attrgetter("similarity", "candidate.cosine")
+"""Nodes cut by the cosine, also where it is negative and the similarity 0."""
 _score = attrgetter("score")
 
 
@@ -124,7 +125,7 @@ def _compete(parts: Sequence[Candidates], mode: SearchMode, limit: int) -> list[
     matching: list[_Entry] = []
     if mode != "text":
         found = [e for e in entries if e.candidate.vector_hit and e.candidate.cosine is not None]
-        near = _best(found, _similarity)[:deep]
+        near = _best(found, _nearness)[:deep]
     if mode != "vector":
         # A hit without any of the terms: its node takes text apart in another way.
         found = [e for e in entries if e.candidate.text_hit and e.bm25 > 0]
@@ -202,7 +203,7 @@ def _fuse(competing: Sequence[_Entry], *, vector_found: bool) -> None:
         entry.score = entry.text + entry.vector
 
 
-def _best(entries: Sequence[_Entry], key: Callable[[_Entry], float]) -> list[_Entry]:
+def _best(entries: Sequence[_Entry], key: Callable[[_Entry], Any]) -> list[_Entry]:
     """Highest first; equal ones in the order they came."""
     return sorted(entries, key=key, reverse=True) if len(entries) > 1 else list(entries)
 

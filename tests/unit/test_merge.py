@@ -7,7 +7,7 @@ from unittest import mock
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mesh.core import bm25, merge
@@ -302,6 +302,9 @@ docs_and_splits = st.lists(
 )
 
 
+_AWAY = ("mails", ("late",), -0.2, 0)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     docs_and_splits,
@@ -309,6 +312,7 @@ docs_and_splits = st.lists(
     st.integers(1, 6),
     st.booleans(),
 )
+@example([_AWAY, _AWAY, _AWAY, ("mails", ("late",), 0.0, 1)], "vector", 3, False)
 def test_any_split_gives_the_answer_of_one_index(drawn, mode, limit, deduplicate):
     docs = [Doc(c, f"{number:02}", w, cos) for number, (c, w, cos, _) in enumerate(drawn)]
     split = [place for *_, place in drawn]
