@@ -308,8 +308,8 @@ class Membership:
             beat = strangers.pop(record.slug, None)
             if beat is not None:
                 if record.slug not in self.view:
-                    self.add(record)
                     log.info("mesh.node.looked_up", node=record.slug)
+                self.add(record)
                 self._heard(beat)
         if strangers:
             self.dropped += len(strangers)
@@ -450,7 +450,16 @@ class Membership:
     # -- the registry ------------------------------------------------------------------------------
 
     def add(self, record: NodeRecord) -> None:
-        """A node was registered, by us or another master."""
+        """A node was registered, by us or another master.
+
+        It may be known by now: a heartbeat that comes while the registration is being answered
+        makes us look the node up. What was heard of it since then stays.
+        """
+        known = self.view.get(record.slug)
+        if known is not None and known.id == record.id:
+            return
+        if known is not None:
+            self.remove(known)
         self.view.load([record])
         self._decide(detector.NodeKnown(record.slug, record.incarnation))
 
@@ -479,8 +488,7 @@ class Membership:
             return self.view.find(name)
         except NotFoundError:
             for record in await self._registry.lookup([name]):
-                if record.slug not in self.view:
-                    self.add(record)
+                self.add(record)
         return self.view.find(name)
 
     async def _save_round(self) -> None:

@@ -608,6 +608,23 @@ async def test_a_removed_node_stays_away_whatever_it_says(mesh):
         await mesh.ask("remove", NodeName(node="nobody"), NodeRecord)
 
 
+async def test_a_heartbeat_may_be_quicker_than_the_registration_it_follows(mesh, monkeypatch):
+    node = await FakeNode(mesh.broker, "crm").start()
+    mesh.nodes.append(node)
+    register = mesh.registry.register
+
+    async def registered_and_heard(*args, **kwargs):
+        await register(*args, **kwargs)
+        await until(lambda: mesh.health() is Health.HEALTHY)
+
+    monkeypatch.setattr(mesh.registry, "register", registered_and_heard)
+    answer = await mesh.ask("register", NodeRegister(name="crm"), NodeRegistered)
+    assert answer.node.health is Health.HEALTHY
+    beats = node.sequence
+    await until(lambda: node.sequence > beats + 3)
+    assert mesh.health() is mesh.record().health is Health.HEALTHY
+
+
 async def test_a_node_that_another_master_registered_is_known_when_it_is_needed(mesh):
     for slug in ("crm", "docs"):
         record = NodeRecord(id=f"id-{slug}", slug=slug, name=slug)
