@@ -22,7 +22,8 @@ expected-statuses = ["2xx", "4xx", "503", "504"]
 # the description: what fits it may be refused.
 expected-statuses = ["2xx", "400", "401", "403", "404", "409", "422", "503", "504"]
 """
-SHORT_S, LONG_S = 30, 180
+FEW, MANY = 15, 100
+"""Examples of each operation. A limit of time would end some halfway, which is seen as a fault."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def token(live: LiveMesh) -> str:
     return json.loads(made.stdout)["access_token"]
 
 
-def fuzz(live: LiveMesh, seconds: int) -> None:
+def fuzz(live: LiveMesh, examples: int) -> None:
     (live.folder / "schemathesis.toml").write_text(SETTINGS)
     url = f"{live.file()['http_url']}/api/ai-engine"
     argv = [
@@ -61,7 +62,7 @@ def fuzz(live: LiveMesh, seconds: int) -> None:
         "run",
         f"{url}/openapi.json",
         f"--header=Authorization: Bearer {token(live)}",
-        f"--max-time={seconds}",
+        f"--max-examples={examples}",
         "--generation-deterministic",
         "--no-color",
         "--continue-on-failure",
@@ -75,7 +76,6 @@ def fuzz(live: LiveMesh, seconds: int) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=seconds + 80,
     )
     assert ran.returncode == 0, findings(ran.stdout) + ran.stderr[-2000:]
     with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
@@ -83,19 +83,20 @@ def fuzz(live: LiveMesh, seconds: int) -> None:
 
 
 def findings(printed: str) -> str:
-    """Errors and failures, which come first; warnings fill what follows them."""
+    """Errors and failures; warnings, which may be long, follow them."""
     for heading in (" ERRORS ", " FAILURES "):
         if heading in printed:
-            return printed[printed.index(heading) :][:8000]
+            return printed[printed.index(heading) :].partition(" WARNINGS ")[0][:8000]
     return printed[-8000:]
 
 
 @pytest.mark.alone
+@pytest.mark.timeout(300)
 def test_answers_are_as_described(live):
-    fuzz(live, SHORT_S)
+    fuzz(live, FEW)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_answers_are_as_described_for_long(live):
-    fuzz(live, LONG_S)
+    fuzz(live, MANY)
