@@ -86,7 +86,8 @@ class World:
 
 
 async def follow(client: mesh.MeshClient, seen: list[HistoryRecord]) -> None:
-    async with contextlib.aclosing(client.follow_actions(action="refund", poll_s=0.05)) as changes:
+    following = client.follow_actions(action="refund", after=0, poll_s=0.05)
+    async with contextlib.aclosing(following) as changes:
         async for record in changes:
             seen.append(record)  # noqa: PERF401 (others look while it grows)
 
