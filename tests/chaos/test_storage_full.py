@@ -120,7 +120,8 @@ async def test_without_room_nothing_runs_and_nothing_is_lost(running, what):
             await goes_on(note(client, f"now{number}"))
             await goes_on(queue(client, f"later{number}"))
         done = [each for at in range(KEYS) for each in (f"now{at}", f"later{at}")]
-        await until(lambda: len(running.runs) == len(ran) + 2 * KEYS, 30, lambda: repr(running.runs))
+        all_of_them = len(ran) + 2 * KEYS
+        await until(lambda: len(running.runs) == all_of_them, 30, lambda: repr(running.runs))
         assert sorted(running.runs[len(ran) :]) == sorted(done)
         async with asyncio.timeout(30):
             while (await client.queue()).total:
