@@ -22,6 +22,10 @@ from mesh.wire.messages import HistoryRecord
 log = structlog.get_logger()
 
 _BATCH = 256
+_GATHER_S = 0.1
+"""How long what is heard of waits for more, unless somebody asks: an action that has ended by then
+is written once.
+"""
 _LOOK_EVERY_S = 2.0
 _STOP_WITHIN_S = 2.0
 _RETRY = BackoffPolicy(first_s=0.1, limit_s=5.0)
@@ -39,6 +43,7 @@ class HistoryIndex:
         self._background = background
         self._clock = clock
         self._wake = asyncio.Event()
+        self._asked = asyncio.Event()
         self._moved = asyncio.Condition()
         self.writing = asyncio.Lock()
         """Held by whoever writes to the index: a transaction that is cancelled half-way may keep
@@ -70,7 +75,10 @@ class HistoryIndex:
 
     async def reach(self, sequence: int, *, timeout_s: float) -> bool:
         """Wait until everything up to `sequence` is indexed; False if that takes too long."""
+        if self._is_at(sequence):
+            return True
         self._wake.set()
+        self._asked.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self._moved:
                 await self._moved.wait_for(lambda: self._is_at(sequence))
@@ -85,6 +93,7 @@ class HistoryIndex:
 
     async def _round(self) -> None:
         self._wake.clear()
+        self._asked.clear()
         try:
             behind = await self._advance()
         except MeshError as error:
@@ -95,9 +104,8 @@ class HistoryIndex:
             return
         self._backoff = Backoff(_RETRY)
         if not behind:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_EVERY_S):
-                    await self._wake.wait()
+            await _or_later(self._wake, _LOOK_EVERY_S)
+            await _or_later(self._asked, _GATHER_S)
 
     async def _prepare(self) -> None:
         if not self._prepared:
@@ -113,7 +121,7 @@ class HistoryIndex:
             async with self.writing:
                 place = await self._save(records, Place(place.base, read))
             await self._move(place)
-            return True
+            return len(records) >= _BATCH
         if await self._history.last_sequence() < place.cursor:
             # Somebody made the stream anew: its records are all new to us.
             log.warning("mesh.history.stream_restarted", cursor=place.cursor)
@@ -143,3 +151,10 @@ class HistoryIndex:
         async with self._moved:
             self._place = place
             self._moved.notify_all()
+
+
+async def _or_later(event: asyncio.Event, within_s: float) -> None:
+    """Until it is set, or that long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
