@@ -35,6 +35,9 @@ from mesh.wire.messages import (
 T = TypeVar("T")
 
 _MAX_LISTED = 20
+_INDEX_CACHE_BYTES = 96 * 1024 * 1024
+_METADATA_CACHE_BYTES = 32 * 1024 * 1024
+"""Of all collections together; LanceDB would take gigabytes."""
 
 _log = structlog.get_logger()
 
@@ -73,7 +76,8 @@ class LanceDocuments:
         catalogue = await asyncio.to_thread(Catalogue, folder)
         await asyncio.to_thread(lambda: embedder.id)
         with translated("listing", "*"):
-            connection = await lancedb.connect_async(str(folder))
+            session = lancedb.Session(_INDEX_CACHE_BYTES, _METADATA_CACHE_BYTES)
+            connection = await lancedb.connect_async(str(folder), session=session)
         store = Store(connection, embedder, shard, clock, asyncio.Semaphore(max_queries))
         documents = cls(store, catalogue)
         await documents._open_all()
