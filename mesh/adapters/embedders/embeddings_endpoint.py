@@ -9,6 +9,7 @@ import datetime as dt
 import email.utils
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -190,6 +191,7 @@ class Endpoint:
                 if self._key:
                     headers["authorization"] = f"Bearer {self._key}"
                 self._client = httpx.Client(headers=headers, follow_redirects=False)
+                weakref.finalize(self, self._client.close)
             return self._client
 
     def _vectors(self, body: bytes, count: int) -> Floats:

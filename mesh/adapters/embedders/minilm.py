@@ -220,14 +220,16 @@ def _load(folder: str) -> _Model:
         StateError: It is not there, cannot be read, or is of another kind.
     """
     place = Path(folder) if folder else _installed()
+    missing = [name for name in _FILES if not (place / name).is_file()]
+    if missing:
+        raise StateError(f"{place} has no {', '.join(missing)}; {_INSTALL}")
     try:
-        missing = [name for name in _FILES if not (place / name).is_file()]
-        if missing:
-            raise StateError(f"{place} has no {', '.join(missing)}; {_INSTALL}")
         return _read(place)
     except ImportError as error:
         raise StateError(f"the minilm embedder needs a package ({error}); {_INSTALL}") from error
-    except (OSError, ValueError, KeyError) as error:
+    except StateError:
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower
         raise StateError(
             f"the model in {place} cannot be read ({type(error).__name__}: {error}); install it "
             f"again: {_INSTALL}"
