@@ -158,7 +158,7 @@ class SearchConfig(Settings, frozen=True, kw_only=True):
     """Of `minilm`: folder of the model; empty: the one that is installed as a package."""
     embedder_url: Annotated[str, Meta(max_length=2048)] = ""
     """Of `openai`: address of an endpoint that speaks as OpenAI's does, up to `/v1`."""
-    embedder_model: Annotated[str, Meta(max_length=256)] = ""
+    embedder_model: Annotated[str, Meta(max_length=200)] = ""
     """Of `openai`: what the endpoint calls the model."""
     embedder_key: Annotated[str, Meta(max_length=4096)] = ""
     """Of `openai`: sent to the endpoint as a bearer token; empty: none."""

@@ -110,6 +110,13 @@ def plan(table: RouteTable, request: SearchRequest) -> Plan:
             ]
             if not chosen:
                 continue  # not among the nodes the caller wants
+            if any(holder.info.outdated for holder in chosen):
+                whole = [
+                    holder
+                    for holder in chosen
+                    if not (holder.info.outdated or refusal(holder.node))
+                ]
+                chosen = whole or chosen
             best = chosen[0].node
             place = Place(collection, shard, best.slug)
             if why := refusal(best):

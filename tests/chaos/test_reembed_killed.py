@@ -1,5 +1,5 @@
-"""kill -9 while a collection is embedded anew: it is the old one or the new one, whole, and what was
-embedded before is not embedded again.
+"""kill -9 while a collection is embedded anew: it is the old one or the new one, whole, and what
+was embedded before is not embedded again.
 """
 
 from __future__ import annotations

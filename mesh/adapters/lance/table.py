@@ -183,6 +183,7 @@ class Collection:
             rows=self.statistics.rows,
             data_version=self.data_version,
             fingerprint=self.fingerprint,
+            outdated=self.foreign is not None,
         )
 
     @property
