@@ -56,6 +56,9 @@ class EmbeddingServer:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
+                if server._stopped.is_set():  # a connection that is still open
+                    self.close_connection = True
+                    return
                 server.paths.append(self.path)
                 server.headers.append({name.lower(): text for name, text in self.headers.items()})
                 asked = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -42,10 +42,17 @@ class Gated:
         self.texts = []
         self.fail = None
         self.reached, self.open = threading.Event(), threading.Event()
+        self.asked, self.asks = threading.Event(), threading.Event()
         self.open.set()
+        self.asks.set()
 
     def __getattr__(self, name):
         return getattr(self.embedder, name)
+
+    def embed_query(self, text):
+        self.asked.set()
+        assert self.asks.wait(30)
+        return self.embedder.embed_query(text)
 
     def embed_documents(self, texts):
         self.reached.set()
@@ -268,6 +275,7 @@ async def gated(tmp_path):
     store = await opened(tmp_path, embedder)
     yield store, embedder
     embedder.open.set()
+    embedder.asks.set()
     await store.close()
 
 
@@ -291,22 +299,15 @@ async def test_searches_go_on_meanwhile_and_writes_do_not(gated):
 
 
 async def test_no_search_misses_it_when_it_is_swapped(gated):
-    """One that began on the old version ends there, or begins again on the new one."""
+    """One that began on the old version ends on the new one."""
     store, embedder = gated
-    work = await begun(store, embedder)
-    found = []
-
-    async def search():
-        while not work.done():
-            found.append(await asked(store))
-
-    searching = [asyncio.create_task(search()) for _ in range(4)]
-    await asyncio.sleep(0)
-    embedder.open.set()
-    await work
-    await asyncio.gather(*searching)
-    assert found
-    assert all({"a", "e"} <= {one.id for one in hits.candidates} for hits in found)
+    embedder.asks.clear()
+    searching = asyncio.create_task(asked(store))
+    await asyncio.to_thread(embedder.asked.wait, 30)
+    assert (await store.reembed("notes", silent)).documents == 5
+    embedder.asks.set()
+    hits = await searching
+    assert {"a", "e"} <= {found.id for found in hits.candidates if found.vector_hit}
 
 
 async def test_equal_texts_are_embedded_once(gated):
@@ -315,15 +316,20 @@ async def test_equal_texts_are_embedded_once(gated):
     assert sorted(embedder.texts) == sorted(set(TEXTS.values()))
 
 
-async def test_a_drop_ends_it(gated):
+async def test_a_drop_ends_it(gated, monkeypatch):
     store, embedder = gated
+    monkeypatch.setattr(reembedding, "_BATCH", 1)
     work = await begun(store, embedder)
+    collection = store._collections["notes"]
     drop = asyncio.create_task(store.drop("notes"))
-    await asyncio.sleep(0)
+    while not collection.closed:
+        await asyncio.sleep(0)
     embedder.open.set()
     await drop
     with pytest.raises(InvalidError, match="unknown collection 'notes'"):
         await work
+    assert len(embedder.texts) == 1
+    assert not list(store._folder.glob("*.reembedding"))
     await store.index("notes", [Document(id="a", content="late invoice")])
     assert store.collections()[0].fingerprint == LLAMA.id
 
