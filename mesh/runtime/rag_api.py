@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -38,7 +38,8 @@ class _Searcher(Protocol):
     @property
     def routes(self) -> RouteTable: ...
 
-    async def search(self, query: str, **options: Any) -> SearchResult: ...
+    @property
+    def search(self) -> Callable[..., Awaitable[SearchResult]]: ...
 
     async def submit(self, request: SearchRequest, *, on_behalf: str = "") -> SearchResult: ...
 
