@@ -22,6 +22,8 @@ FILLER = "".join(
     f"Chapter {n} is about subject{n} and has little to say of it. " for n in range(80)
 )
 
+KIND = "Who pays a late invoice gets a kind letter."
+
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory):
@@ -53,7 +55,7 @@ async def client(live):
                     "id": "long",
                     "title": "All about it",
                     "url": "https://wiki.example/long",
-                    "content": f"{FILLER}\n\nWho pays a late invoice gets a kind letter.\n\n{FILLER}",
+                    "content": f"{FILLER}\n\n{KIND}\n\n{FILLER}",
                 }
             ],
             "diary": [{"id": "secret", "content": "My late invoice is nobody's business."}],
@@ -75,11 +77,8 @@ async def test_the_best_passages_of_all_nodes_that_offer_it(client):
     answer = await rag(client, budget=400)
 
     assert tokens(answer.prompt) == answer.tokens <= 400
-    first = {(passage.source.node, passage.source.id) for passage in answer.passages[:2]}
-    assert first == {("shop", "bill"), ("wiki", "long")} or first == {
-        ("shop", "copy"),
-        ("wiki", "long"),
-    }
+    first = sorted(passage.source.node for passage in answer.passages[:2])
+    assert first == ["shop", "wiki"]
     of_wiki = next(each for each in answer.passages if each.source.node == "wiki")
     assert "a kind letter" in of_wiki.text
     assert of_wiki.source.url == "https://wiki.example/long"
