@@ -192,6 +192,28 @@ def test_what_says_more_takes_the_place_of_what_it_holds():
     assert packed.passages[0].score == 1.0
 
 
+def test_after_a_cut_nothing_more_comes():
+    """A short one of little worth would still fit where the better one had to be cut."""
+    sentence = "This is one of a few rather long sentences that nobody wants to cut, is it not? "
+    hits = [hit(sentence + "And so on. " + sentence * 4), hit("Tiny.", name="b", score=0.01)]
+    for budget in (60, 70, 80, 90, 100, 110, 120, 130):
+        packed = pack("sentences", hits, budget=budget, most=10)
+        assert [passage.source.id for passage in packed.passages] == ["a"], budget
+
+
+def test_what_a_cut_leaves_is_not_said_before():
+    first = "The quick brown fox jumps over the lazy dog near the river bank."
+    other = "Quite another story is told of cats and mice in the old barn by the sea." * 2
+    own = "Foxes live in dens under the ground and come out at dusk to hunt for food."
+    hits = [hit(f"{own} {first}"), hit(f"{first} {other}", name="b", score=0.5)]
+    whole = pack("foxes", hits, budget=500, most=10)
+    assert [passage.source.id for passage in whole.passages] == ["a", "b"]
+    for budget in range(100, whole.tokens):
+        packed = pack("foxes", hits, budget=budget, most=10)
+        assert [passage.source.id for passage in packed.passages] == ["a"]
+        assert packed.truncated
+
+
 def test_no_more_passages_than_wanted():
     hits = [hit(f"Thing number{n} is here.", name=str(n), score=1 - n / 10) for n in range(5)]
     packed = pack("thing", hits, budget=1000, most=3)
