@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("LANCE_LOG", "error")
+os.environ.setdefault("LANCEDB_LOG", "error")  # a warning for every query is no work of its own
 
 import lancedb
 import pyarrow as pa
