@@ -15,7 +15,7 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 _LEAST_SECRET_CHARS = 32
 
 
-SECRETS = frozenset({"api_key", "database", "join_token", "jwt_secret"})
+SECRETS = frozenset({"api_key", "database", "embedder_key", "join_token", "jwt_secret"})
 """Settings that nobody is shown; a database's address may hold a password."""
 
 
@@ -155,6 +155,21 @@ class SearchConfig(Settings, frozen=True, kw_only=True):
     """Defaults of a search."""
 
     embedder: str = "wordllama"
+    """Makes the vectors: `wordllama`, `minilm`, `openai`, or `hash` for tests."""
+    embedder_path: Annotated[str, Meta(max_length=4096)] = ""
+    """Of `minilm`: folder of the model; empty: the one that is installed as a package."""
+    embedder_url: Annotated[str, Meta(max_length=2048)] = ""
+    """Of `openai`: address of an endpoint that speaks as OpenAI's does, up to `/v1`."""
+    embedder_model: Annotated[str, Meta(max_length=200)] = ""
+    """Of `openai`: what the endpoint calls the model."""
+    embedder_key: Annotated[str, Meta(max_length=4096)] = ""
+    """Of `openai`: sent to the endpoint as a bearer token; empty: none."""
+    embedder_dim: Annotated[int, Meta(ge=0, le=16_384)] = 0
+    """Of `openai`: length of the vectors to ask for; 0: as the model has it."""
+    embedder_batch: Annotated[int, Meta(ge=1, le=2048)] = 32
+    """Of `openai`: texts in one request."""
+    embedder_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
+    """Of `openai`: how long one request for documents may take."""
     timeout_ms: Annotated[int, Meta(ge=1, le=60_000)] = 800
     merge_strategy: MergeStrategy = "score"
     deduplicate: bool = True

@@ -235,6 +235,26 @@ def _complain(done: Imported) -> None:
         sys.stderr.write("stopped: more bad lines than --max-rejects allows\n")
 
 
+@app.command("reembed")
+def reembed(
+    context: typer.Context,
+    *,
+    collection: Annotated[str, typer.Argument(help="Its name.", metavar="COLLECTION")],
+    node: Annotated[
+        str | None, typer.Option(help="Which; may be left out if only one node holds it.")
+    ] = None,
+    everywhere: Annotated[
+        bool, typer.Option("--all", help="Every node that holds it, all at once.")
+    ] = False,
+) -> None:
+    """Embed a collection anew, on a node that has another embedder than it had."""
+    from cli.meshctl import reembedding
+
+    if node and everywhere:
+        raise typer.BadParameter("give only one of them", param_hint="--node / --all")
+    reembedding.run(session.of(context), collection, node=node, everywhere=everywhere)
+
+
 @app.command("drop")
 def drop(
     context: typer.Context,

@@ -107,8 +107,10 @@ def missing(answer: messages.SearchResult | messages.RagResult) -> list[str]:
     """What a partial answer lacks, by shard and node, with the reason of each."""
     shards = answer.shards
     lines = [f"PARTIAL: {shards.total - shards.ok} of {_counted(shards.total, 'shard')} missing"]
+    if not (shards.failed or shards.timed_out):
+        lines = ["PARTIAL: some of it by words alone"]
     for report in shards.details:
-        if report.status != "ok":
+        if report.status != "ok" or report.reason:
             shard = "" if report.shard == report.node else f", shard {report.shard}"
             reason = f": {report.reason}" if report.reason else ""
             what = f"{report.collection} on {report.node}{shard} {report.status}{reason}"

@@ -64,7 +64,9 @@ async def node(
         stack.enter_context(held(data_dir))
         joining = _joining(declared, config, data_dir, operator)
         # Seconds of work for a thread, while we may wait for a master.
-        loading = asyncio.create_task(asyncio.to_thread(load_embedder, config.search.embedder))
+        loading = asyncio.create_task(
+            asyncio.to_thread(load_embedder, config.search.embedder, config.search)
+        )
         stack.callback(loading.cancel)
         login, bus = await joining.enter()
         async with AsyncExitStack() as opened:
@@ -76,6 +78,7 @@ async def node(
                 shard=config.node.shard or slug,
                 clock=clock,
                 max_queries=config.search.max_queries,
+                node=slug,
             )
             opened.push_async_callback(documents.close)
             journal = await SqlJournal.open(data_dir / "journal.db")

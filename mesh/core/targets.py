@@ -17,8 +17,8 @@ from mesh.types import Status
 from mesh.wire import subjects
 from mesh.wire.messages import RouteNode
 
-_OF_ONE_COPY = "sync"
-"""The one action on a shard that is not for all of its replicas alike."""
+_OF_ONE_COPY = {"sync": "is to be made equal", "reembed": "is to embed it anew"}
+"""The actions on a shard that are not for all of its replicas alike, and what they do to one."""
 LONGEST_ID = 200
 """Characters of an action's id."""
 
@@ -62,9 +62,9 @@ def one(table: RouteTable, action: str, params: Mapping[str, Any], node: str | N
             f"{held if holders else action!r}; say which: " + _names(choice)
         )
     [replicas] = shards.values()
-    if action == _OF_ONE_COPY and len(replicas) > 1:
-        raise BadRequestError(f"say which node is to be made equal: {_names(replicas)}")
-    chosen = _best(replicas)
+    if action in _OF_ONE_COPY and len(replicas) > 1:
+        raise BadRequestError(f"say which node {_OF_ONE_COPY[action]}: {_names(replicas)}")
+    chosen = _best(replicas, str(held))
     if away := _away(chosen):
         raise away
     return chosen.slug
@@ -151,9 +151,9 @@ def _one_of_each_shard(table: RouteTable, action: str, collection: str) -> list[
             ", ".join(table.collections()) or "none yet"
         )
         raise InvalidError(message, fields={"collection": [message]})
-    if action == _OF_ONE_COPY:
+    if action in _OF_ONE_COPY:
         return [node for replicas in shards.values() for node in replicas]
-    holders = [_best(replicas) for replicas in shards.values()]
+    holders = [_best(replicas, collection) for replicas in shards.values()]
     if action == "index" and len(holders) > 1:
         raise BadRequestError(
             f"{len(holders)} shards of {collection!r} are there, and each would store the same "
@@ -173,9 +173,16 @@ def _shard_of(node: RouteNode) -> str:
     return node.shard or next((info.shard for info in node.collections), node.slug)
 
 
-def _best(replicas: Iterable[RouteNode]) -> RouteNode:
-    """Of one shard: the first by name of those that are best to ask."""
-    return min(replicas, key=lambda node: (preference(node), node.slug))
+def _best(replicas: Iterable[RouteNode], collection: str) -> RouteNode:
+    """Of one shard: the first by name of those that are best to ask, and of these one whose copy
+    can be written, if there is any.
+    """
+
+    def order(node: RouteNode) -> tuple[bool, bool, int, str]:
+        outdated = any(info.outdated for info in node.collections if info.name == collection)
+        return bool(refusal(node)), outdated, preference(node), node.slug
+
+    return min(replicas, key=order)
 
 
 def _known(table: RouteTable, node: str, field: str) -> RouteNode:

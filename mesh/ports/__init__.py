@@ -26,6 +26,7 @@ from mesh.ports.clock import Clock as Clock
 from mesh.ports.data import Census as Census
 from mesh.ports.data import Documents as Documents
 from mesh.ports.data import Embedder as Embedder
+from mesh.ports.data import Reembedded as Reembedded
 from mesh.ports.data import Written as Written
 from mesh.ports.departures import SHUT_DOWN as SHUT_DOWN
 from mesh.ports.departures import Departure as Departure

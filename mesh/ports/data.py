@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mesh.types import SearchMode
@@ -47,6 +47,17 @@ class Written(NamedTuple):
     data_version: int
 
 
+class Reembedded(NamedTuple):
+    """What embedding a collection anew did."""
+
+    documents: int
+    """How many have a new vector; 0: there was nothing to do."""
+    before: str
+    """Fingerprint of the vectors that were there."""
+    after: str
+    data_version: int
+
+
 class Census(Protocol):
     """Which documents a collection held at some moment, by id and hash."""
 
@@ -76,6 +87,7 @@ class Documents(Protocol):
 
         Raises:
             InvalidError: A document or metadata value that cannot be stored; nothing changed.
+            ConflictError: Its vectors are another embedder's; so of every write but `drop`.
         """
         ...
 
@@ -203,6 +215,23 @@ class Documents(Protocol):
 
         Raises:
             InvalidError: Unknown collection.
+        """
+        ...
+
+    async def reembed(
+        self, collection: str, progress: Callable[[float | None, str], None]
+    ) -> Reembedded:
+        """Replace vectors and terms that are not such as this node makes, all at once at the end.
+        Until then the collection answers with its text leg alone and takes no writes. Cut short,
+        it goes on where it was.
+
+        Args:
+            collection: Its name.
+            progress: Told the share that is done (0..1; None: not known) and how far it is.
+
+        Raises:
+            InvalidError: Unknown collection, or it was dropped meanwhile.
+            MeshError: The embedder failed; nothing changed.
         """
         ...
 

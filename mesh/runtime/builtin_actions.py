@@ -1,4 +1,4 @@
-"""The actions every node with collections offers: index, update, delete, drop, sync.
+"""The actions every node with collections offers: index, update, delete, drop, reembed, sync.
 
 Where other nodes hold the shard too, a write is first found out (what becomes of which document),
 then ordered in the shard's log; see `mesh.runtime.replication`.
@@ -67,6 +67,12 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     collection: CollectionName
 
 
+class Reembed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Embed a collection anew."""
+
+    collection: CollectionName
+
+
 class Sync(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Make this copy equal to another node's."""
 
@@ -94,6 +100,13 @@ def builtin_actions(
         _builtin("update", update, Update, "Merge fields into one document"),
         _builtin("delete", delete, Delete, "Remove documents by id or by filter"),
         _builtin("drop", drop, Drop, "Remove a collection with all its documents"),
+        # Of this node alone, whoever else holds the shard: each replica has an embedder of its own.
+        _builtin(
+            "reembed",
+            _reembedding(documents, changed),
+            Reembed,
+            "Embed a collection's documents anew, where another embedder did it",
+        ),
     ]
     if replica is not None:
         what = "Make this copy of a shard equal to another node's"
@@ -218,6 +231,21 @@ def _replicated(
         return run
 
     return {name: bound(name) for name in direct}
+
+
+def _reembedding(documents: Documents, changed: Callable[[str], None]) -> Run:
+    async def reembed(params: Reembed, context: ActionContext) -> dict[str, Any]:
+        done = await documents.reembed(params.collection, context.progress)
+        if done.documents or done.before != done.after:
+            changed(params.collection)
+        return {
+            "reembedded": done.documents,
+            "from": done.before,
+            "to": done.after,
+            "data_version": done.data_version,
+        }
+
+    return reembed
 
 
 def _syncing(replica: Replica) -> Run:

@@ -27,7 +27,14 @@ from mesh.errors import (
 from mesh.ports import Clock
 from mesh.runtime.caller import Caller
 from mesh.runtime.peers import Group
-from mesh.runtime.results import TextKey, coverage, missing_texts, search_result
+from mesh.runtime.results import (
+    TextKey,
+    coverage,
+    how_it_went,
+    missing_texts,
+    search_result,
+)
+from mesh.types import SearchMode
 from mesh.wire.messages import (
     Candidates,
     FetchRequest,
@@ -103,6 +110,13 @@ def plan(table: RouteTable, request: SearchRequest) -> Plan:
             ]
             if not chosen:
                 continue  # not among the nodes the caller wants
+            if any(holder.info.outdated for holder in chosen):
+                whole = [
+                    holder
+                    for holder in chosen
+                    if not (holder.info.outdated or refusal(holder.node))
+                ]
+                chosen = whole or chosen
             best = chosen[0].node
             place = Place(collection, shard, best.slug)
             if why := refusal(best):
@@ -156,7 +170,7 @@ class Federation:
         chosen = self._plan(request, table)
         outcomes = await self._scatter(request, chosen, give_up)
         _refuse_what_all_refuse([part for _, part in outcomes])
-        reports = _reports(outcomes, filtered=bool(options.filters)) + chosen.reports
+        reports = _reports(outcomes, options.mode, filtered=bool(options.filters)) + chosen.reports
         reports.sort(key=_place)
         shards = coverage(reports)
         _require(request, shards, [part for _, part in outcomes if isinstance(part, MeshError)])
@@ -269,12 +283,14 @@ class Federation:
         return {(node, collection, document.id): document.content for document in answer.documents}
 
 
-def _reports(outcomes: Sequence[_Outcome], *, filtered: bool) -> list[ShardReport]:
+def _reports(
+    outcomes: Sequence[_Outcome], mode: SearchMode, *, filtered: bool
+) -> list[ShardReport]:
     reports: list[ShardReport] = []
     for part, outcome in outcomes:
         match outcome:
             case Candidates():
-                reports += _answered(part, outcome, filtered=filtered)
+                reports += _answered(part, outcome, mode, filtered=filtered)
                 continue
             case InvalidError():
                 status, why = "skipped", str(outcome)
@@ -313,15 +329,17 @@ def _require(request: SearchRequest, shards: Shards, errors: Sequence[MeshError]
     )
 
 
-def _answered(part: Part, found: Candidates, *, filtered: bool) -> list[ShardReport]:
-    came = {hits.collection for hits in found.shards}
+def _answered(
+    part: Part, found: Candidates, mode: SearchMode, *, filtered: bool
+) -> list[ShardReport]:
+    came = {hits.collection: hits for hits in found.shards}
     absent = ("skipped", "it cannot be filtered") if filtered else ("failed", "it is gone there")
     reports = []
     for place in part.places:
         if (why := found.failed.get(place.collection)) is not None:
             reports.append(_report(place, found.node, "failed", why))
-        elif place.collection in came:
-            reports.append(_report(place, found.node, "ok", "", found.took_ms))
+        elif (hits := came.get(place.collection)) is not None:
+            reports.append(_report(place, found.node, *how_it_went(hits, mode), found.took_ms))
         else:
             reports.append(_report(place, found.node, *absent))
     return reports

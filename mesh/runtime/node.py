@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
@@ -104,7 +104,7 @@ class NodeServer:
         """It will never take work again: it stops, or a newer life has started."""
         self._drained = False
         """It takes no work, at an operator's word."""
-        self._told_of = {info.name for info in documents.collections()}
+        self._told_of = _identities(documents.collections())
         self._started: Subscription | None = None
         self._background = Background(clock)
         self._superseded = asyncio.Event()
@@ -374,9 +374,11 @@ class NodeServer:
             rows=info.rows,
         )
         self._publish("changed", codec.encode(event))
-        if set(known) != self._told_of:
-            self._beat_now()  # a collection is new or gone: nobody should wait a second
-        self._told_of = set(known)
+        told_of = _identities(known.values())
+        if told_of != self._told_of:
+            # A collection is new, gone or embedded anew: nobody should wait a second.
+            self._beat_now()
+        self._told_of = told_of
 
     def _progressed(self, progress: ActionProgress) -> None:
         self._publish("progress", codec.encode(progress))
@@ -408,3 +410,8 @@ class NodeServer:
             self._bus.publish(subjects.event(self.slug, name), payload)
         except MeshError as error:
             log.info("mesh.node.event_lost", name=name, error=str(error))
+
+
+def _identities(collections: Iterable[CollectionInfo]) -> set[tuple[str, str, bool]]:
+    """What of collections only heartbeats tell."""
+    return {(info.name, info.fingerprint, info.outdated) for info in collections}

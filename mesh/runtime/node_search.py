@@ -16,7 +16,7 @@ from mesh.core.merge import depth, rank
 from mesh.core.text import query_terms, terms
 from mesh.errors import DeadlineExceededError, InternalError, InvalidError, MeshError
 from mesh.ports import Clock, Documents, Embedder
-from mesh.runtime.results import coverage, missing_texts, search_result
+from mesh.runtime.results import coverage, how_it_went, missing_texts, search_result
 from mesh.runtime.sdk import SearchFunction
 from mesh.wire.messages import (
     Candidate,
@@ -215,8 +215,15 @@ class NodeSearch:
             for document in await self._documents.fetch(name, ids)
         }
         reports = [
-            ShardReport(collection=hits.collection, shard=hits.shard, node=self._slug, status="ok")
+            ShardReport(
+                collection=hits.collection,
+                shard=hits.shard,
+                node=self._slug,
+                status=status,
+                reason=reason,
+            )
             for hits in part.shards
+            for status, reason in (how_it_went(hits, options.mode),)
         ] + [
             ShardReport(
                 collection=name, shard=self._shard, node=self._slug, status="failed", reason=why

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from mesh.core.merge import Ranked, Ranking
-from mesh.types import MergeStrategy
-from mesh.wire.messages import Hit, SearchResult, ShardReport, Shards
+from mesh.types import MergeStrategy, SearchMode
+from mesh.wire.messages import Hit, SearchResult, ShardHits, ShardReport, Shards
 
 TextKey = tuple[str, str, str]
 """(node, collection, document id)."""
@@ -30,7 +30,7 @@ def search_result(
     duration_ms: float,
     id: str = "",  # noqa: A002
 ) -> SearchResult:
-    """The answer; `partial` if any shard that was to be asked did not answer."""
+    """The answer; `partial` if any shard that was to be asked did not answer, or with one leg."""
     hits = [_hit(ranked, texts) for ranked in ranking.hits]
     return SearchResult(
         results=hits,
@@ -42,10 +42,18 @@ def search_result(
         type_breakdown=_counted(hit.model_type for hit in hits),
         merge_strategy=strategy,
         avg_score=round(sum(hit.score for hit in hits) / len(hits), 6) if hits else 0.0,
-        partial=bool(shards.failed or shards.timed_out),
+        partial=bool(shards.failed or shards.timed_out)
+        or any(report.status == "ok" and report.reason for report in shards.details),
         shards=shards,
         id=id,
     )
+
+
+def how_it_went(hits: ShardHits, mode: SearchMode) -> tuple[str, str]:
+    """Status and reason of a shard that answered. One that lacks its vector leg has its text leg to
+    offer, unless vectors were all that was asked.
+    """
+    return ("failed" if hits.no_vectors and mode == "vector" else "ok"), hits.no_vectors
 
 
 def coverage(reports: Sequence[ShardReport]) -> Shards:

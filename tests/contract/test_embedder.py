@@ -4,8 +4,10 @@ passes the same cases.
 
 import numpy as np
 import pytest
+from embedding_server import EmbeddingServer
 
 from mesh.adapters.embedders import load_embedder
+from mesh.config import SearchConfig
 
 TEXTS = [
     "Parse a date from a string.",
@@ -21,9 +23,17 @@ TEXTS = [
 EMPTY = [1, 3]
 
 
-@pytest.fixture(scope="module", params=["hash", "wordllama"])
-def embedder(request):
-    return load_embedder(request.param)
+@pytest.fixture(scope="module", params=["hash", "wordllama", "minilm", "openai"])
+def made(request):
+    """Makes the same embedder again and again."""
+    with EmbeddingServer() as server:
+        settings = server.settings() if request.param == "openai" else SearchConfig()
+        yield lambda: load_embedder(request.param, settings)
+
+
+@pytest.fixture(scope="module")
+def embedder(made):
+    return made()
 
 
 def test_shape_and_type(embedder):
@@ -63,9 +73,8 @@ def test_order_is_kept(embedder):
     assert np.array_equal(backwards, embedder.embed_documents(TEXTS))
 
 
-def test_another_instance_says_the_same(embedder):
-    name = embedder.id.split("-")[0]
-    other = load_embedder(name)
+def test_another_instance_says_the_same(embedder, made):
+    other = made()
     assert other is not embedder
     assert other.id == embedder.id
     assert np.array_equal(other.embed_documents(TEXTS), embedder.embed_documents(TEXTS))

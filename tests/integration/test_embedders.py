@@ -14,7 +14,7 @@ from mesh.errors import ConfigError, StateError
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="'bert'; known: hash, wordllama"):
+    with pytest.raises(ConfigError, match="'bert'; known: hash, minilm, openai, wordllama"):
         load_embedder("bert")
 
 

@@ -312,25 +312,6 @@ async def test_a_collection_half_made_is_made_anew(tmp_path):
     await store.close()
 
 
-async def test_another_embedder_is_refused_with_what_to_do(tmp_path):
-    store = await opened(tmp_path / "data")
-    await store.index("notes", [doc("a")])
-    await store.close()
-    with pytest.raises(StateError, match=r"'notes'.*'hash-512/1'.*search\.embedder"):
-        await opened(tmp_path / "data", embedder="wordllama")
-
-
-async def test_another_tokenizer_is_refused_with_what_to_do(tmp_path, monkeypatch):
-    store = await opened(tmp_path / "data")
-    await store.index("notes", [doc("a")])
-    await store.close()
-    embedder = load_embedder("hash")
-    monkeypatch.setattr(type(embedder), "id", embedder.id)
-    monkeypatch.setattr(text, "VERSION", "0")
-    with pytest.raises(StateError, match="another version"):
-        await opened(tmp_path / "data")
-
-
 async def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StateError, match="cannot be used"):

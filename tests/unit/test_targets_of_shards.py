@@ -10,16 +10,18 @@ from mesh.errors import BadRequestError, UnavailableError
 from mesh.types import Health
 from mesh.wire.messages import CollectionInfo, RouteNode
 
-ACTIONS = ["index", "delete", "sync"]
+ACTIONS = ["index", "delete", "sync", "reembed"]
 
 
-def node(slug, shard, *collections, health=Health.HEALTHY):
+def node(slug, shard, *collections, health=Health.HEALTHY, outdated=False):
     return RouteNode(
         slug=slug,
         shard=shard,
         health=health,
         actions=ACTIONS,
-        collections=[CollectionInfo(name=name, shard=shard) for name in collections],
+        collections=[
+            CollectionInfo(name=name, shard=shard, outdated=outdated) for name in collections
+        ],
     )
 
 
@@ -82,3 +84,21 @@ def test_sync_is_about_a_copy_and_not_about_a_shard():
         one(REPLICAS, action="sync")
     assert one(REPLICAS, action="sync", target="b") == "b"
     assert list(by_collection(REPLICAS, "sync")) == ["a", "b", "c"]
+
+
+def test_reembed_is_about_a_copy_too():
+    with pytest.raises(BadRequestError, match="say which node is to embed it anew: a, b, c"):
+        one(REPLICAS, action="reembed")
+    assert one(REPLICAS, action="reembed", target="b") == "b"
+    assert one([REPLICAS[0]], action="reembed") == "b"
+    assert list(by_collection(REPLICAS, "reembed")) == ["a", "b", "c"]
+
+
+def test_a_copy_that_waits_to_be_embedded_anew_takes_no_write_if_another_can():
+    outdated = node("a", "s", "notes", outdated=True)
+    assert one([outdated, REPLICAS[0]]) == "b"
+    busy = node("b", "s", "notes", health=Health.SUSPECT)
+    assert one([outdated, busy]) == "b"
+    away = node("b", "s", "notes", health=Health.UNREACHABLE)
+    assert one([outdated, away]) == "a"  # which says what is to be done
+    assert by_collection([outdated, REPLICAS[0]]) == {"b": None}

@@ -37,6 +37,10 @@ class Query(NamedTuple):
     """`(dim,)` unit vector; None: the vector leg is not asked, or the query has no direction."""
     depth: int
     threshold: float
+    near: bool = False
+    """Whether the vector leg is asked."""
+    no_vectors: str = ""
+    """Why it cannot be answered all the same."""
 
 
 class Weights(NamedTuple):

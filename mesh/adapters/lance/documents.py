@@ -11,7 +11,7 @@ import lancedb
 import numpy as np
 import structlog
 
-from mesh.adapters.lance import candidates, memory, schema
+from mesh.adapters.lance import candidates, memory, reembedding, schema
 from mesh.adapters.lance.candidates import Query
 from mesh.adapters.lance.catalogue import Catalogue
 from mesh.adapters.lance.driver import translated
@@ -21,7 +21,7 @@ from mesh.core import filters as filter_rules
 from mesh.core import text
 from mesh.core.filters import Condition, Kind
 from mesh.errors import InvalidError, MeshError, StateError, UnavailableError
-from mesh.ports import Census, Clock, Embedder, Written
+from mesh.ports import Census, Clock, Embedder, Reembedded, Written
 from mesh.types import SearchMode
 from mesh.wire.codec import convert
 from mesh.wire.messages import (
@@ -45,30 +45,42 @@ _log = structlog.get_logger()
 class LanceDocuments:
     """Open with `LanceDocuments.open`; one per folder and process."""
 
-    def __init__(self, store: Store, catalogue: Catalogue) -> None:
+    def __init__(self, store: Store, catalogue: Catalogue, folder: Path) -> None:
         self._store = store
         self._catalogue = catalogue
+        self._folder = folder
         self._making = asyncio.Lock()
         """Held while a collection comes or goes."""
+        self._reembedding = asyncio.Lock()
+        """One at a time: the embedder is what it waits for."""
         self._collections: dict[str, Collection] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     @classmethod
     async def open(
-        cls, path: Path, *, embedder: Embedder, shard: str, clock: Clock, max_queries: int = 4
+        cls,
+        path: Path,
+        *,
+        embedder: Embedder,
+        shard: str,
+        clock: Clock,
+        max_queries: int = 4,
+        node: str = "",
     ) -> Self:
         """Open the collections in a folder, or make the folder.
 
         Args:
             path: The folder; nothing else may write to it.
-            embedder: Makes the vectors; the same as when the collections were made.
+            embedder: Makes the vectors. Collections of another one take no writes, and answer with
+                their text leg alone, until they are embedded anew.
             shard: What this node calls its part of every collection.
             clock: Time.
             max_queries: LanceDB queries at once.
+            node: Who this is, for advice.
 
         Raises:
-            StateError: The folder cannot be used, or its vectors are another embedder's.
+            StateError: The folder cannot be used, or the embedder.
         """
         memory.use_little()
         # A relative path without a slash would be taken for the name of a cloud database.
@@ -78,8 +90,8 @@ class LanceDocuments:
         with translated("listing", "*"):
             session = lancedb.Session(_INDEX_CACHE_BYTES, _METADATA_CACHE_BYTES)
             connection = await lancedb.connect_async(str(folder), session=session)
-        store = Store(connection, embedder, shard, clock, asyncio.Semaphore(max_queries))
-        documents = cls(store, catalogue)
+        store = Store(connection, embedder, shard, clock, asyncio.Semaphore(max_queries), node)
+        documents = cls(store, catalogue, folder)
         await documents._open_all()
         return documents
 
@@ -89,6 +101,10 @@ class LanceDocuments:
         for name in await self._table_names():
             if collection := await Collection.open(self._store, name):
                 self._collections[name] = collection
+                if collection.foreign:
+                    _log.warning(
+                        "mesh.documents.foreign", collection=name, why=collection.foreign.reason
+                    )
             else:
                 _log.warning("mesh.documents.half_made_collection_skipped", collection=name)
 
@@ -217,7 +233,59 @@ class LanceDocuments:
     async def _remove(self, collection: str) -> None:
         with translated("dropping", collection):
             await self._store.connection.drop_table(collection, ignore_missing=True)
+            reembedding.staging_file(self._folder, collection).unlink(missing_ok=True)
         await asyncio.to_thread(self._catalogue.end_drop, collection)
+
+    # -- another embedder's vectors ----------------------------------------------------------------
+
+    async def reembed(self, collection: str, progress: reembedding.Progress) -> Reembedded:
+        """Embed every document anew, if its vectors or terms are not of this node's making.
+
+        Raises:
+            InvalidError: Unknown collection, or it was dropped meanwhile.
+            MeshError: The embedder's; nothing changed.
+            StateError: It cannot be read or written; nothing changed.
+        """
+        if self._reembedding.locked():
+            progress(None, "waiting for another collection's turn")
+        async with self._reembedding:
+            found = self._known(collection)
+            if not found.foreign:
+                return Reembedded(0, found.fingerprint, found.fingerprint, found.data_version)
+            embedder = self._store.embedder
+            staged = await asyncio.to_thread(
+                lambda: reembedding.Staged(
+                    reembedding.staging_file(self._folder, collection),
+                    embedder=embedder.id,
+                    dim=embedder.dim,
+                )
+            )
+            try:
+                await reembedding.stage(found, staged, embedder, progress)
+                return await self._to_the_end(self._made_anew(found, staged, progress))
+            except ClosedError:
+                raise self._gone(collection) from None
+            finally:
+                staged.close()
+
+    async def _made_anew(
+        self, old: Collection, staged: reembedding.Staged, progress: reembedding.Progress
+    ) -> Reembedded:
+        progress(1.0, "writing")
+        async with self._making:
+            if self._collections.get(old.name) is not old or old.closed:
+                raise ClosedError
+            with translated("re-embedding", old.name):
+                await reembedding.rewrite(self._store.connection, old, staged, self._store.embedder)
+            new = await Collection.open(self._store, old.name)
+            if new is None:
+                raise self._gone(old.name)
+            self._collections[old.name] = new
+            await old.close()
+        await asyncio.to_thread(staged.remove)
+        rows = new.statistics.rows
+        _log.info("mesh.documents.reembedded", collection=old.name, documents=rows)
+        return Reembedded(rows, old.fingerprint, new.fingerprint, new.data_version)
 
     # -- replicas ----------------------------------------------------------------------------------
 
@@ -338,10 +406,15 @@ class LanceDocuments:
     async def _query(
         self, query: str, *, mode: SearchMode, depth: int, threshold: float | None
     ) -> Query:
-        vector = None
+        vector, no_vectors = None, ""
         if mode != "text":
-            embedded = await asyncio.to_thread(self._store.embedder.embed_query, query)
-            vector = embedded if np.any(embedded) else None
+            try:
+                embedded = await asyncio.to_thread(self._store.embedder.embed_query, query)
+                vector = embedded if np.any(embedded) else None
+            except (StateError, UnavailableError) as error:
+                if mode == "vector":
+                    raise
+                no_vectors = str(error)  # words are better than nothing
         least = self._store.embedder.default_threshold if threshold is None else threshold
         return Query(
             terms=tuple(text.query_terms(query)),
@@ -349,6 +422,8 @@ class LanceDocuments:
             vector=vector,
             depth=depth,
             threshold=least,
+            near=mode != "text",
+            no_vectors=no_vectors,
         )
 
     async def _search(
@@ -358,7 +433,9 @@ class LanceDocuments:
         try:
             return await collection.search(query, chosen)
         except ClosedError:
-            return None
+            now = self._collections.get(collection.name)
+            # It was embedded anew.
+            return await now.search(query, chosen) if now and not now.closed else None
 
     async def fetch(self, collection: str, ids: Sequence[str]) -> tuple[StoredDocument, ...]:
         """Documents by id; those that are not there are passed over.

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from mesh.core import text
 from mesh.core.filters import ID, Kind, Value
-from mesh.errors import InvalidError, StateError
+from mesh.errors import InvalidError
 from mesh.wire.messages import Document
 
 MAX_COLUMNS = 64
@@ -75,23 +75,33 @@ def table_schema(dim: int, *, embedder: str, born: int) -> pa.Schema:
     )
 
 
-def check_makers(schema: pa.Schema, collection: str, *, embedder: str) -> None:
-    """Whether this node makes vectors and terms like those in the table.
+class Makers(NamedTuple):
+    """What made the vectors and the terms of a table."""
 
-    Raises:
-        StateError: It does not; the message says what to do.
+    embedder: str
+    """Fingerprint."""
+    tokenizer: str
+    """`mesh.core.text.VERSION`."""
+
+
+def makers(schema: pa.Schema) -> Makers:
+    """As the table tells."""
+    return Makers(_metadata(schema, _EMBEDDER), _metadata(schema, _TOKENIZER))
+
+
+def made_anew(schema: pa.Schema, dim: int, *, embedder: str) -> pa.Schema:
+    """The schema of the same documents with vectors and terms of this node: same columns, in the
+    same order.
     """
-    made_by = _metadata(schema, _EMBEDDER)
-    anew = "start the node on an empty state folder and index the documents again"
-    if made_by != embedder:
-        raise StateError(
-            f"collection {collection!r} was embedded by {made_by!r}, but this node uses "
-            f"{embedder!r}: set search.embedder back to what it was, or {anew}"
-        )
-    if _metadata(schema, _TOKENIZER) != text.VERSION:
-        raise StateError(
-            f"collection {collection!r} was indexed by another version of nodemesh: {anew}"
-        )
+    place = schema.get_field_index("vector")
+    metadata = {
+        **(schema.metadata or {}),
+        _EMBEDDER: embedder.encode(),
+        _TOKENIZER: text.VERSION.encode(),
+    }
+    return schema.set(place, pa.field("vector", pa.list_(pa.float32(), dim))).with_metadata(
+        metadata
+    )
 
 
 def born(schema: pa.Schema) -> int:
@@ -178,16 +188,11 @@ def as_table(
     """
     columns = columns_of(schema)
     scalars = [_scalars(row.document, columns) for row in rows]
-    empty: npt.NDArray[np.bool_] = ~np.any(vectors, axis=1)
     values: dict[str, Any] = {
         "id": [row.document.id for row in rows],
         "content": [row.document.content for row in rows],
         "words": [" ".join(row.words) for row in rows],
-        "vector": pa.FixedSizeListArray.from_arrays(
-            pa.array(vectors.ravel()),
-            type=schema.field("vector").type,
-            mask=pa.array(empty.tolist()),
-        ),
+        "vector": vector_array(vectors, schema),
         "length": [len(row.words) for row in rows],
         "hash": [row.hash for row in rows],
         "metadata": [row.metadata for row in rows],
@@ -201,6 +206,16 @@ def as_table(
         for name, value in ((name, values[name]) for name in schema.names)
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def vector_array(vectors: npt.NDArray[np.float32], schema: pa.Schema) -> Any:
+    """`(n, dim)` float32 as the column `vector`; a zero row becomes null."""
+    empty: npt.NDArray[np.bool_] = ~np.any(vectors, axis=1)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors.ravel()),
+        type=schema.field("vector").type,
+        mask=pa.array(empty.tolist()),
+    )
 
 
 def vectors_of(table: pa.Table, dim: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -27,12 +27,13 @@ from mesh.adapters.lance.candidates import Query, Weights
 from mesh.adapters.lance.census import Census
 from mesh.adapters.lance.driver import translated
 from mesh.adapters.lance.reader import Reader
+from mesh.adapters.lance.reembedding import Foreign, answerable, foreign
 from mesh.adapters.lance.statistics import Statistics
 from mesh.adapters.lance.tidying import Tidier
 from mesh.core import documents as rules
 from mesh.core import text
 from mesh.core.filters import Condition, Kind, conditions
-from mesh.errors import MeshError, NotFoundError, StateError
+from mesh.errors import ConflictError, MeshError, NotFoundError, StateError
 from mesh.ports import Clock, Embedder, Written
 from mesh.wire.messages import CollectionInfo, Document, ShardHits, StoredDocument
 
@@ -61,6 +62,8 @@ class Store(NamedTuple):
     clock: Clock
     gate: asyncio.Semaphore
     """Limits the queries that run at once."""
+    node: str = ""
+    """Who this is, for advice."""
 
 
 class ClosedError(Exception):
@@ -76,6 +79,8 @@ class Collection:
         self.columns: dict[str, Kind] = {}
         self.statistics = Statistics()
         self.data_version = 0
+        self.foreign: Foreign | None = None
+        """Set where its vectors or terms are not such as this node makes."""
         self._store = store
         self._embedder = store.embedder
         self._table = table
@@ -116,7 +121,7 @@ class Collection:
         half made: then nothing in it was acknowledged.
 
         Raises:
-            StateError: It cannot be read, or holds vectors or terms that this node does not make.
+            StateError: It cannot be read.
         """
         with translated("opening", name):
             try:
@@ -145,11 +150,13 @@ class Collection:
         statistics = Statistics()
         with translated("reading", self.name):
             self._schema = await self._table.schema()
-            schema.check_makers(self._schema, self.name, embedder=self._embedder.id)
             version = await self._table.version()
             async for batch in await self._table.query().select(["words"]).to_batches():
                 await asyncio.to_thread(_count, statistics, batch)
         self.columns = schema.columns_of(self._schema)
+        self.foreign = foreign(
+            self._schema, self.name, embedder=self._embedder.id, node=self._store.node
+        )
         self.statistics = statistics
         self._born = schema.born(self._schema)
         self.data_version = max(self.data_version, self._born + version)
@@ -175,8 +182,35 @@ class Collection:
             shard=self._store.shard,
             rows=self.statistics.rows,
             data_version=self.data_version,
-            fingerprint=self._embedder.id,
+            fingerprint=self.fingerprint,
+            outdated=self.foreign is not None,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the vectors that are there."""
+        return self.foreign.embedder if self.foreign else self._embedder.id
+
+    def refuse_if_foreign(self) -> None:
+        """Raises ConflictError where this node could not make vectors and terms like the others."""
+        if self.foreign:
+            raise ConflictError(f"collection {self.name!r} is {self.foreign.reason}")
+
+    @property
+    def layout(self) -> pa.Schema:
+        """The table's schema."""
+        return self._schema
+
+    async def scan(self, columns: list[str], rows: int) -> AsyncGenerator[pa.RecordBatch, None]:
+        """Everything there is, at most `rows` at a time.
+
+        Raises:
+            StateError, ClosedError
+        """
+        with self._reading(), translated("reading", self.name):
+            query = self._table.query().select(columns)
+            async for batch in await query.to_batches(max_batch_length=rows):
+                yield batch
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -256,6 +290,7 @@ class Collection:
         Raises:
             InvalidError, StateError, ClosedError
         """
+        self.refuse_if_foreign()
         schema.new_columns(documents, self.columns, places=places)
         with self._reading():
             stored = await self._reader.words(
@@ -277,6 +312,7 @@ class Collection:
         Raises:
             InvalidError, NotFoundError, StateError, ClosedError
         """
+        self.refuse_if_foreign()
         with self._reading():
             new = await self._merged(id, fields)
         return new, bool(await self.would_upsert([new], ["fields"]))
@@ -287,6 +323,7 @@ class Collection:
         Raises:
             InvalidError, StateError, ClosedError
         """
+        self.refuse_if_foreign()
         chosen = self._chosen(ids, filters)
         with self._reading():
             stored = await self._reader.words(chosen)
@@ -294,6 +331,7 @@ class Collection:
 
     async def _write(self, write: Callable[[], Awaitable[Written]]) -> Written:
         """Run `write` alone, and to its end even if the caller is cancelled."""
+        self.refuse_if_foreign()
         task = asyncio.create_task(self._alone(write), name=f"write to {self.name}")
         self._writes.add(task)
         task.add_done_callback(self._finished)
@@ -400,6 +438,7 @@ class Collection:
         Raises:
             StateError, ClosedError
         """
+        query = answerable(query, self.foreign)
         rows, tokens = self.statistics.rows, self.statistics.tokens
         df = self.statistics.df(query.terms)
         hits = ShardHits(
@@ -408,8 +447,9 @@ class Collection:
             rows=rows,
             tokens=tokens,
             df=df,
-            fingerprint=self._embedder.id,
+            fingerprint=self.fingerprint,
             data_version=self.data_version,
+            no_vectors=query.no_vectors if rows else "",
         )
         if filters is None or not rows:
             return hits

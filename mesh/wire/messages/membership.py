@@ -24,6 +24,8 @@ class CollectionInfo(Wire, frozen=True, kw_only=True):
     rows: _Count = 0
     data_version: _Count = 0
     fingerprint: _Text = ""
+    outdated: bool = False
+    """Its vectors or terms are not such as the node makes: no writes until `reembed`."""
 
 
 class ActionInfo(Wire, frozen=True, kw_only=True):

@@ -80,6 +80,8 @@ class ShardHits(Wire, frozen=True, kw_only=True):
     fingerprint: str
     data_version: int
     candidates: list[Candidate] = []
+    no_vectors: str = ""
+    """Why its vector leg is missing, though it was asked."""
 
 
 class Candidates(Wire, frozen=True, kw_only=True):
