@@ -76,6 +76,7 @@ async def node(
                 shard=config.node.shard or slug,
                 clock=clock,
                 max_queries=config.search.max_queries,
+                hot_mb=config.search.hot_mb,
             )
             opened.push_async_callback(documents.close)
             journal = await SqlJournal.open(data_dir / "journal.db")

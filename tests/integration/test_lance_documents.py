@@ -9,6 +9,7 @@ import pytest
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.embedders import load_embedder
 from mesh.adapters.lance import LanceDocuments, tidying
+from mesh.adapters.lance.contents import Contents
 from mesh.core import text
 from mesh.errors import InvalidError, NotFoundError, StateError, UnavailableError
 from mesh.wire.messages import Document
@@ -390,14 +391,11 @@ async def test_a_cancelled_write_happens_or_not_but_statistics_stay_exact(store)
 async def test_a_write_that_fails_after_its_commit_is_found_out(store, monkeypatch):
     """The driver raises, but the version is there: memory has to follow the disk."""
     await store.index("notes", [doc("a", "first words")])
-    collection = store._collections["notes"]
-    genuine = type(collection)._committed
-    monkeypatch.setattr(
-        type(collection), "_committed", lambda *_: (_ for _ in ()).throw(OSError("disk"))
-    )
+    genuine = Contents.committed
+    monkeypatch.setattr(Contents, "committed", lambda *_: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(StateError, match="writing collection 'notes' failed"):
         await store.index("notes", [doc("b", "second words", fresh=1)])
-    monkeypatch.setattr(type(collection), "_committed", genuine)
+    monkeypatch.setattr(Contents, "committed", genuine)
     await assert_statistics_exact(store, "notes")
     written = await store.index("notes", [doc("c", "third words")])
     assert written.data_version == store.collections()[0].data_version

@@ -274,7 +274,12 @@ async def test_a_reply_does_not_outgrow_a_message(store):
 
 async def test_at_most_so_many_queries_at_once(tmp_path, monkeypatch):
     store = await LanceDocuments.open(
-        tmp_path / "data", embedder=EMBEDDER, shard="s", clock=SystemClock(), max_queries=2
+        tmp_path / "data",
+        embedder=EMBEDDER,
+        shard="s",
+        clock=SystemClock(),
+        max_queries=2,
+        hot_mb=0,
     )
     for collection in "abc":
         await store.index(collection, FRUIT)

@@ -9,13 +9,17 @@ from typing import Any, Self, TypeVar
 
 import lancedb
 import numpy as np
+import numpy.typing as npt
 import structlog
 
 from mesh.adapters.lance import candidates, memory, schema
 from mesh.adapters.lance.candidates import Query
 from mesh.adapters.lance.catalogue import Catalogue
+from mesh.adapters.lance.contents import Store
 from mesh.adapters.lance.driver import translated
-from mesh.adapters.lance.table import ClosedError, Collection, Store
+from mesh.adapters.lance.hot_budget import HotBudget
+from mesh.adapters.lance.table import Collection
+from mesh.adapters.lance.writing import ClosedError
 from mesh.core import documents as rules
 from mesh.core import filters as filter_rules
 from mesh.core import text
@@ -56,7 +60,14 @@ class LanceDocuments:
 
     @classmethod
     async def open(
-        cls, path: Path, *, embedder: Embedder, shard: str, clock: Clock, max_queries: int = 4
+        cls,
+        path: Path,
+        *,
+        embedder: Embedder,
+        shard: str,
+        clock: Clock,
+        max_queries: int = 4,
+        hot_mb: int = 64,
     ) -> Self:
         """Open the collections in a folder, or make the folder.
 
@@ -65,7 +76,8 @@ class LanceDocuments:
             embedder: Makes the vectors; the same as when the collections were made.
             shard: What this node calls its part of every collection.
             clock: Time.
-            max_queries: LanceDB queries at once.
+            max_queries: Queries at once that the loop does not do itself.
+            hot_mb: MiB that hot copies of collections may take together; 0: none.
 
         Raises:
             StateError: The folder cannot be used, or its vectors are another embedder's.
@@ -78,7 +90,8 @@ class LanceDocuments:
         with translated("listing", "*"):
             session = lancedb.Session(_INDEX_CACHE_BYTES, _METADATA_CACHE_BYTES)
             connection = await lancedb.connect_async(str(folder), session=session)
-        store = Store(connection, embedder, shard, clock, asyncio.Semaphore(max_queries))
+        gate, budget = asyncio.Semaphore(max_queries), HotBudget(hot_mb * 2**20)
+        store = Store(connection, embedder, shard, clock, gate, budget)
         documents = cls(store, catalogue)
         await documents._open_all()
         return documents
@@ -324,24 +337,31 @@ class LanceDocuments:
             return ()
         conditions = filter_rules.plan(filters, [collection.columns for collection in asked])
         prepared = await self._query(query, mode=mode, depth=depth, threshold=threshold)
+        found: list[ShardHits | None] = []
+        later: dict[int, tuple[Collection, tuple[Condition, ...] | None]] = {}
+        for place, (collection, chosen) in enumerate(zip(asked, conditions, strict=True)):
+            found.append(_search_at_once(collection, prepared, chosen))
+            await asyncio.sleep(0)  # whatever else the loop has to do comes in between
+            if found[-1] is None:
+                later[place] = (collection, chosen)
         try:
             async with asyncio.TaskGroup() as group:
-                searches = [
-                    group.create_task(self._search(collection, prepared, chosen))
-                    for collection, chosen in zip(asked, conditions, strict=True)
-                ]
+                searches = {
+                    place: group.create_task(_search(collection, prepared, chosen))
+                    for place, (collection, chosen) in later.items()
+                }
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from failed
-        hits = [found for search in searches if (found := search.result()) is not None]
-        return candidates.within_budget(hits)
+        for place, search in searches.items():
+            found[place] = search.result()
+        return candidates.within_budget([hits for hits in found if hits is not None])
 
     async def _query(
         self, query: str, *, mode: SearchMode, depth: int, threshold: float | None
     ) -> Query:
-        vector = None
+        vector: npt.NDArray[np.float32] | None = None
         if mode != "text":
-            embedded = await asyncio.to_thread(self._store.embedder.embed_query, query)
-            vector = embedded if np.any(embedded) else None
+            vector = await self._embedded(query)
         least = self._store.embedder.default_threshold if threshold is None else threshold
         return Query(
             terms=tuple(text.query_terms(query)),
@@ -351,14 +371,20 @@ class LanceDocuments:
             threshold=least,
         )
 
-    async def _search(
-        self, collection: Collection, query: Query, chosen: tuple[Condition, ...] | None
-    ) -> ShardHits | None:
-        """None if the collection was dropped meanwhile."""
-        try:
-            return await collection.search(query, chosen)
-        except ClosedError:
-            return None
+    async def _embedded(self, query: str) -> npt.NDArray[np.float32] | None:
+        """None: the query has no direction.
+
+        Raises:
+            StateError: The embedder gave no vector.
+        """
+        embedder = self._store.embedder
+        if len(query) <= embedder.quick_chars:
+            vector = embedder.embed_query(query)
+        else:
+            vector = await asyncio.to_thread(embedder.embed_query, query)
+        if vector.shape != (embedder.dim,) or not np.isfinite(vector).all():
+            raise StateError(f"the embedder {embedder.id} gave no vector for the query")
+        return vector if vector.any() else None
 
     async def fetch(self, collection: str, ids: Sequence[str]) -> tuple[StoredDocument, ...]:
         """Documents by id; those that are not there are passed over.
@@ -396,6 +422,26 @@ class LanceDocuments:
         listed = ", ".join(known[:_MAX_LISTED]) + (", …" if len(known) > _MAX_LISTED else "")
         message = f"unknown collection {collection[:128]!r}; known: {listed or 'none'}"
         return InvalidError(message, fields={"collection": [message]})
+
+
+def _search_at_once(
+    collection: Collection, query: Query, chosen: tuple[Condition, ...] | None
+) -> ShardHits | None:
+    """None if it takes longer, or the collection was dropped meanwhile."""
+    try:
+        return collection.search_at_once(query, chosen)
+    except ClosedError:
+        return None
+
+
+async def _search(
+    collection: Collection, query: Query, chosen: tuple[Condition, ...] | None
+) -> ShardHits | None:
+    """None if the collection was dropped meanwhile."""
+    try:
+        return await collection.search(query, chosen)
+    except ClosedError:
+        return None
 
 
 def _checked(collection: str, documents: Sequence[Document]) -> tuple[list[Document], list[str]]:
