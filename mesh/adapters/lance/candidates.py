@@ -102,7 +102,8 @@ def cosines(vectors: npt.NDArray[np.float32], vector: npt.NDArray[np.float32]) -
     has the same cosine whichever leg and whichever node finds it.
     """
     products = (vectors.astype(np.float64) * vector).sum(axis=1)
-    return [round(product, _COSINE_DIGITS) for product in products.tolist()]
+    rounded: list[float] = products.round(_COSINE_DIGITS).tolist()
+    return rounded
 
 
 def within_budget(shards: Sequence[ShardHits]) -> tuple[ShardHits, ...]:

@@ -211,7 +211,8 @@ class LanceDocuments:
         Raises:
             InvalidError, StateError
         """
-        self._known(collection)
+        # Now, and not when its turn comes: a write that comes after the drop is none of the old ones.
+        self._known(collection).refuse_writes()
         await self._to_the_end(self._drop(collection))
 
     async def _drop(self, collection: str) -> None:
@@ -393,6 +394,7 @@ class LanceDocuments:
             InvalidError, StateError
         """
         found = self._known(collection)
+        await asyncio.sleep(0)  # whatever else the loop has to do comes first
         try:
             return tuple(await found.fetch(ids)) if ids else ()
         except ClosedError:

@@ -116,9 +116,13 @@ class Collection:
             if not any(index.columns == ["words"] for index in await self._table.list_indices()):
                 await self._table.create_index("words", config=_FULL_TEXT)
 
+    def refuse_writes(self) -> None:
+        """What waits or comes later raises ClosedError; `close` is about to follow."""
+        self._writer.closed = True
+
     async def close(self) -> None:
         """Finish the write and the reads that run; what waits or comes later raises ClosedError."""
-        self._writer.closed = True
+        self.refuse_writes()
         await self._tidier.close()
         await self.settled()
         # A query on a closed table does not raise an error of Python's: it panics.

@@ -161,12 +161,12 @@ class Writer:
             for wish in (*wishes, *self._waiting):
                 wish.future.cancel()
             raise
-        for wish in wishes:
-            wish.settle(self._contents.data_version)
         if self._contents.stale and not self.closed:
-            # If this fails too, the next write tries again.
+            # Before anybody hears of it, so that what he reads then is so. If this fails too, the next write tries again.
             with contextlib.suppress(StateError):
                 await self._contents.load()
+        for wish in wishes:
+            wish.settle(self._contents.data_version)
 
     def _gathered(self) -> list[_Wish]:
         """The next ones that go into one commit, in their order."""
