@@ -167,7 +167,8 @@ async def test_deletions_keep_their_place_among_the_others(store):
         return_exceptions=True,
     )
     assert isinstance(outcomes.pop(), NotFoundError)
-    assert [done.changed for done in outcomes] == [("a", "b"), ("a",), ("a",), ("b", "zero"), ("a",)]
+    changed = [done.changed for done in outcomes]
+    assert changed == [("a", "b"), ("a",), ("a",), ("b", "zero"), ("a",)]
     versions = [done.data_version for done in outcomes]
     assert versions == sorted(versions)
     assert await texts(store) == {"a": "four"}

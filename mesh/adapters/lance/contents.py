@@ -18,6 +18,7 @@ from mesh.adapters.lance.driver import translated
 from mesh.adapters.lance.hot import Floats, HotCopy, HotRow
 from mesh.adapters.lance.hot_budget import HotBudget
 from mesh.adapters.lance.statistics import Statistics
+from mesh.adapters.lance.vector_index import VectorIndex
 from mesh.core.filters import Kind
 from mesh.ports import Clock, Embedder
 
@@ -49,6 +50,7 @@ class Contents:
         self.columns: dict[str, Kind] = {}
         self.statistics = Statistics()
         self.data_version = 0
+        self.vector_index = VectorIndex(table, name)
         self.hot: HotCopy | None = None
         """None: there is no room for it."""
         self.stale = True
@@ -81,6 +83,7 @@ class Contents:
         self._born = schema.born(layout)
         self.data_version = max(self.data_version, self._born + version)
         self._keep(scan.copy)
+        await self.vector_index.open(self.statistics.rows)
         self.stale = False
 
     async def _new_copy(self) -> HotCopy | None:
@@ -128,8 +131,14 @@ class Contents:
 
     # -- the hot copy ------------------------------------------------------------------------------
 
+    @property
+    def wants_review(self) -> bool:
+        """Whether `review` has something to do that no write brought about."""
+        return self.hot is None and self.vector_index.is_due(self.statistics.rows)
+
     async def review(self) -> None:
-        """Make a hot copy where there is room again, and tidy the one that there is.
+        """Make a hot copy where there is room again, and tidy the one that there is; index the
+        vectors of a table that stays on disk.
 
         Raises:
             StateError
@@ -138,6 +147,8 @@ class Contents:
             self._keep(await asyncio.to_thread(self.hot.compacted))
         elif self.hot is None and self._store.budget.may_return(self.name, self._size()):
             await self.load()
+        if self.wants_review:
+            await self.vector_index.build(self.statistics.rows)
 
     def close(self) -> None:
         """Free its part of the budget."""

@@ -211,7 +211,7 @@ class LanceDocuments:
         Raises:
             InvalidError, StateError
         """
-        # Now, and not when its turn comes: a write that comes after the drop is none of the old ones.
+        # Now, and not when its turn comes: whatever is written from here on outlives the drop.
         self._known(collection).refuse_writes()
         await self._to_the_end(self._drop(collection))
 

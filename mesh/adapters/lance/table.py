@@ -115,6 +115,8 @@ class Collection:
             # A crash between the table and its index leaves it without.
             if not any(index.columns == ["words"] for index in await self._table.list_indices()):
                 await self._table.create_index("words", config=_FULL_TEXT)
+        if self._contents.wants_review:
+            self._tidier.begin()
 
     def refuse_writes(self) -> None:
         """What waits or comes later raises ClosedError; `close` is about to follow."""

@@ -45,7 +45,12 @@ class Tidier:
         self._rows += rows
         writes = min(MIN_WRITES + total // ROWS_PER_EXTRA_WRITE, MAX_WRITES)
         due = self._writes >= writes or self._rows >= max(MIN_ROWS, total // 10)
-        if due and self._task is None and not self._closed:
+        if due:
+            self.begin()
+
+    def begin(self) -> None:
+        """Tidy in the background, unless that goes on."""
+        if self._task is None and not self._closed:
             self._task = asyncio.create_task(self._tidy(), name=f"tidy {self._contents.name}")
 
     async def close(self) -> None:

@@ -162,7 +162,8 @@ class Writer:
                 wish.future.cancel()
             raise
         if self._contents.stale and not self.closed:
-            # Before anybody hears of it, so that what he reads then is so. If this fails too, the next write tries again.
+            # Before the callers hear of it: what they read then is right. If this fails too, the
+            # next write tries again.
             with contextlib.suppress(StateError):
                 await self._contents.load()
         for wish in wishes:
