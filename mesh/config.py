@@ -175,6 +175,10 @@ class SearchConfig(Settings, frozen=True, kw_only=True):
     deduplicate: bool = True
     max_queries: Annotated[int, Meta(ge=1, le=64)] = 4
     """LanceDB queries at once per node; more only makes all of them slower."""
+    hot_mb: Annotated[int, Meta(ge=0, le=1_048_576)] = 64
+    """MiB that a node's collections may take in memory together; one that has no room is searched
+    on disk. 0: none has.
+    """
 
 
 class MasterConfig(Settings, frozen=True, kw_only=True):
