@@ -179,7 +179,7 @@ class Contents:
 
     def _keep(self, copy: HotCopy | None) -> None:
         is_hot = copy is not None
-        if is_hot != self._told:
+        if is_hot != self._told and not self.foreign:
             self._told = is_hot
             _log.info(
                 "mesh.documents.kept_in_memory" if is_hot else "mesh.documents.too_big_for_memory",
