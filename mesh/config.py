@@ -67,7 +67,9 @@ class NodeConfig(Settings, frozen=True, kw_only=True):
     name: Annotated[str, Meta(max_length=200)] = ""
     type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}(?!\n)$")] = "child"
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
-    capabilities: list[str] = msgspec.field(default_factory=lambda: ["search", "actions"])
+    capabilities: list[str] = msgspec.field(default_factory=lambda: ["search", "actions", "rag"])
+    """What a node offers that is new to the registry; without `rag` its documents are not put
+    before a language model."""
     shard: str = ""
     """Empty: the node holds a shard of its own, named like its slug."""
     max_parallel_requests: Annotated[int, Meta(ge=1, le=10_000)] = 10
@@ -173,6 +175,10 @@ class SearchConfig(Settings, frozen=True, kw_only=True):
     deduplicate: bool = True
     max_queries: Annotated[int, Meta(ge=1, le=64)] = 4
     """LanceDB queries at once per node; more only makes all of them slower."""
+    hot_mb: Annotated[int, Meta(ge=0, le=1_048_576)] = 64
+    """MiB that a node's collections may take in memory together; one that has no room is searched
+    on disk. 0: none has.
+    """
 
 
 class MasterConfig(Settings, frozen=True, kw_only=True):

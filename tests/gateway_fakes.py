@@ -132,6 +132,23 @@ class FakeMesh:
                 raise
         return msgspec.structs.replace(RESULT, id=request.id or "made-by-the-mesh")
 
+    async def submit_rag(self, request, *, on_behalf=""):
+        found = await self.submit(request, on_behalf=on_behalf)
+        return messages.RagResult(
+            passages=[],
+            count=0,
+            prompt="",
+            tokens=0,
+            budget=request.budget,
+            truncated=False,
+            documents=found.count,
+            duration_ms=found.duration_ms,
+            nodes_searched=found.nodes_searched,
+            partial=found.partial,
+            shards=found.shards,
+            id=found.id,
+        )
+
     async def run_action(self, action, params, *, node, id, timeout_s, on_behalf):
         self._asked("run_action", action, params, node, id, timeout_s, on_behalf)
         return messages.ActionResult(

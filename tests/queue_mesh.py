@@ -14,9 +14,12 @@ from processes import BrokerProcess
 
 import mesh
 from mesh import bootstrap
+from mesh.config import BreakerConfig, MeshConfig
 from mesh.types import Health
 
 NODE = "crm"
+BREAKER = BreakerConfig(retry_timeout_s=1.0)
+"""So that tests need not wait for half a minute."""
 APP = '''
 import os
 
@@ -70,7 +73,10 @@ class QueueMesh:
     def _agent(self, name: str, *arguments: str, creds: Path) -> LiveNode:
         argv = agent(*arguments, "--state-dir", self.folder / name, "--url", self.broker.url)
         environment = clean_environment(
-            MESH_CREDS=str(creds), MESH_SEARCH__EMBEDDER="hash", MESH_MASTER__LEASE_TTL_S="1"
+            MESH_CREDS=str(creds),
+            MESH_SEARCH__EMBEDDER="hash",
+            MESH_MASTER__LEASE_TTL_S="1",
+            MESH_BREAKER__RETRY_TIMEOUT_S=f"{BREAKER.retry_timeout_s}",
         )
         return LiveNode(name, argv, self.folder, environment)
 
@@ -94,7 +100,8 @@ class QueueMesh:
             )
 
     async def connect(self) -> mesh.MeshClient:
-        client = await mesh.connect(self.broker.url, credentials=self.operator)
+        config = MeshConfig(breaker=BREAKER)
+        client = await mesh.connect(self.broker.url, credentials=self.operator, config=config)
         await self.healthy(client)
         return client
 

@@ -18,6 +18,7 @@ from agents.gateway.edge import Edge
 from agents.gateway.exchange import Exchange
 from agents.gateway.handlers import AT_ROOT, UNDER_PREFIX
 from agents.gateway.node_handlers import NODES
+from agents.gateway.rag_handlers import RAG
 from agents.gateway.reading import read
 from agents.gateway.route import routes_of
 from agents.gateway.routing_handlers import ROUTING
@@ -73,7 +74,7 @@ def create_litestar(prefix: str) -> Litestar:
     handlers.append(
         Router(
             prefix or "/",
-            route_handlers=[*UNDER_PREFIX, *ACTIONS, *SAGAS, *NODES, *ROUTING, *docs],
+            route_handlers=[*UNDER_PREFIX, *RAG, *ACTIONS, *SAGAS, *NODES, *ROUTING, *docs],
         )
     )
     return Litestar(

@@ -164,9 +164,9 @@ class Edge:
             return
         connection = exchange.connection
         if connection is None:
-            await self._search(exchange, body, receive, send)
+            await self._search(exchange, route, body, receive, send)
         else:
-            await self._watched(connection, self._search(exchange, body, receive, send))
+            await self._watched(connection, self._search(exchange, route, body, receive, send))
 
     async def _admit(self, exchange: Exchange, route: Route) -> None:
         """Who is it, how often has it come, may it?
@@ -268,8 +268,10 @@ class Edge:
 
     # -- the way through ---------------------------------------------------------------------------
 
-    async def _search(self, exchange: Exchange, body: bytes, receive: Receive, send: Send) -> None:
-        if self._shortcut is None or exchange.identity is None:
+    async def _search(
+        self, exchange: Exchange, route: Route, body: bytes, receive: Receive, send: Send
+    ) -> None:
+        if self._shortcut is None or not route.shortcut or exchange.identity is None:
             await self._through_litestar(exchange, body, receive, send)
         else:
             answer = await self._shortcut(body, exchange.identity, exchange.search_id)

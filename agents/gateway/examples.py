@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.gateway import action_examples, saga_examples
+from agents.gateway import action_examples, rag_examples, saga_examples
 
 _NODE = {
     "id": "0199f0d2-7c1e-7a33-9d0c-5f1f2f7a4b10",
@@ -42,6 +42,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     },
     **action_examples.REQUESTS,
     **saga_examples.REQUESTS,
+    **rag_examples.REQUESTS,
     "register": {
         "node": {
             "name": "CRM",
@@ -105,6 +106,7 @@ ANSWERS: dict[str, Any] = {
     },
     **action_examples.ANSWERS,
     **saga_examples.ANSWERS,
+    **rag_examples.ANSWERS,
     "health": {
         "status": "healthy",
         "version": "0.1.0",

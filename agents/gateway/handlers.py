@@ -72,7 +72,7 @@ def health(request: Asked) -> reports.HealthReport:
 @post(
     "/search",
     status_code=200,
-    opt=about("search", internal="Search failed", search=True),
+    opt=about("search", internal="Search failed", search=True, shortcut=True),
     tags=["search"],
 )
 async def search(request: Asked, data: JSONBody[bodies.Search]) -> messages.SearchResult:

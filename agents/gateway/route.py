@@ -43,6 +43,8 @@ class Route:
     """Its failures say `"success": false`."""
     search: bool = False
     """Nobody needs the outcome when the client is gone."""
+    shortcut: bool = False
+    """The edge may answer it itself, round Litestar."""
 
 
 def about(access: str, *, limited: bool = True, **more: Any) -> dict[str, Any]:
@@ -124,4 +126,4 @@ def routes_of(app: Litestar) -> Routes:
     return Routes(found)
 
 
-_OPTIONS = {"access", "limited", "internal", "action", "search"}
+_OPTIONS = {"access", "limited", "internal", "action", "search", "shortcut"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from msgspec import UNSET
@@ -11,6 +13,7 @@ from agents.gateway.action_service import ActionService
 from agents.gateway.errors import InvalidRefreshTokenError
 from agents.gateway.node_service import NodeService
 from agents.gateway.offered import Offered
+from agents.gateway.rag_bodies import Rag
 from agents.gateway.saga_service import SagaService
 from mesh import MeshClient, bootstrap, messages
 from mesh.config import SearchConfig
@@ -93,44 +96,71 @@ class Service:
             ForbiddenError: A collection that is not among those of the identity's scopes.
             InvalidError, UnavailableError
         """
-        options = asked.options
-        collections = options.collections
-        some_only = "search" not in identity.scopes
-        if some_only:
-            collections = self._searchable(collections, identity)
         request = messages.SearchRequest(
             id=id,
             query=asked.query,
             limit=asked.limit,
-            options=messages.SearchOptions(
-                collections=collections,
-                threshold=options.threshold,
-                filters=options.filters,
-                mode=options.mode,
-                nodes=options.nodes,
-                strategy=(
-                    self._defaults.merge_strategy if options.strategy is UNSET else options.strategy
-                ),
-                require=options.require,
-                timeout_ms=(
-                    self._defaults.timeout_ms if options.timeout_ms is UNSET else options.timeout_ms
-                ),
-                deduplicate=(
-                    self._defaults.deduplicate
-                    if options.deduplicate is UNSET
-                    else options.deduplicate
-                ),
-                explain=options.explain,
-            ),
+            options=self._options(asked.options, identity),
         )
-        try:
+        with _names_hidden(identity):
             return await self.mesh.submit(request, on_behalf=identity.subject)
-        except InvalidError as error:
-            if not some_only or _COLLECTIONS not in error.fields:
-                raise
-            # What other collections there are is nothing that this identity may know.
-            message = "none of your collections is there, or not each of those you named"
-            raise InvalidError(message, fields={_COLLECTIONS: [message]}) from None
+
+    async def rag(
+        self,
+        asked: Rag,
+        identity: messages.Identity,
+        id: str,  # noqa: A002
+    ) -> messages.RagResult:
+        """The best passages of a search; cancelling it cancels the mesh's work.
+
+        Args:
+            asked: What for.
+            identity: Who.
+            id: Of the search, no other's; empty: the mesh makes one.
+
+        Raises:
+            ForbiddenError, InvalidError, UnavailableError: As `search`.
+        """
+        request = messages.RagRequest(
+            id=id,
+            query=asked.query,
+            budget=asked.budget,
+            passages=asked.passages,
+            limit=asked.limit,
+            options=self._options(asked.options, identity),
+        )
+        with _names_hidden(identity):
+            return await self.mesh.submit_rag(request, on_behalf=identity.subject)
+
+    def _options(
+        self, options: bodies.SearchOptions, identity: messages.Identity
+    ) -> messages.SearchOptions:
+        """What was asked for, with the gateway's settings where nothing was.
+
+        Raises:
+            ForbiddenError: A collection that is not among those of the identity's scopes.
+        """
+        collections = options.collections
+        if "search" not in identity.scopes:
+            collections = self._searchable(collections, identity)
+        return messages.SearchOptions(
+            collections=collections,
+            threshold=options.threshold,
+            filters=options.filters,
+            mode=options.mode,
+            nodes=options.nodes,
+            strategy=(
+                self._defaults.merge_strategy if options.strategy is UNSET else options.strategy
+            ),
+            require=options.require,
+            timeout_ms=(
+                self._defaults.timeout_ms if options.timeout_ms is UNSET else options.timeout_ms
+            ),
+            deduplicate=(
+                self._defaults.deduplicate if options.deduplicate is UNSET else options.deduplicate
+            ),
+            explain=options.explain,
+        )
 
     def _searchable(self, asked: list[str] | None, identity: messages.Identity) -> list[str] | None:
         """The collections to search for somebody who may search some: those asked for, or all of
@@ -170,3 +200,19 @@ class Service:
             expires_in=grant.expires_in,
             refresh_expires_in=grant.refresh_expires_in,
         )
+
+
+@contextmanager
+def _names_hidden(identity: messages.Identity) -> Iterator[None]:
+    """What other collections there are is nothing that who may search some may know.
+
+    Raises:
+        InvalidError
+    """
+    try:
+        yield
+    except InvalidError as error:
+        if "search" in identity.scopes or _COLLECTIONS not in error.fields:
+            raise
+        message = "none of your collections is there, or not each of those you named"
+        raise InvalidError(message, fields={_COLLECTIONS: [message]}) from None

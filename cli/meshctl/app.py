@@ -12,7 +12,7 @@ import typer
 from typer.models import CommandInfo
 
 from cli.connection import DEFAULT_STATE_DIR, Options
-from cli.meshctl import audit, explain, routes, search
+from cli.meshctl import audit, explain, rag, routes, search
 from cli.meshctl.arguments import hoist
 from cli.meshctl.failures import guard
 from cli.meshctl.session import Session
@@ -49,6 +49,7 @@ def tree(only: str | None = None) -> typer.Typer:
     )
     app.callback()(_session)
     app.command("search", epilog=_EVERYWHERE)(search.search)
+    app.command("rag", epilog=_EVERYWHERE)(rag.rag)
     app.command("explain", epilog=_EVERYWHERE)(explain.explain)
     app.command("routes", epilog=_EVERYWHERE)(routes.routes)
     app.command("audit", epilog=_EVERYWHERE)(audit.audit)

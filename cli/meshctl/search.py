@@ -103,7 +103,7 @@ def _show(out: Output, answer: messages.SearchResult, query: str) -> None:
         out.hint(f"why these nodes: meshctl explain {answer.id}")
 
 
-def missing(answer: messages.SearchResult) -> list[str]:
+def missing(answer: messages.SearchResult | messages.RagResult) -> list[str]:
     """What a partial answer lacks, by shard and node, with the reason of each."""
     shards = answer.shards
     lines = [f"PARTIAL: {shards.total - shards.ok} of {_counted(shards.total, 'shard')} missing"]

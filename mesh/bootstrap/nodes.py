@@ -78,6 +78,7 @@ async def node(
                 shard=config.node.shard or slug,
                 clock=clock,
                 max_queries=config.search.max_queries,
+                hot_mb=config.search.hot_mb,
                 node=slug,
             )
             opened.push_async_callback(documents.close)

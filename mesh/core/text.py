@@ -1,7 +1,7 @@
 """Text to terms: the one tokenizer that documents, queries and term statistics share.
 
-Case, accents and compatibility forms are folded; there is no stemming and no stop list, so that a
-term means the same in every language. Scripts written without blanks stay whole runs.
+Case, accents and compatibility forms are folded, and inflections of English go (see
+`mesh.core.stemming`); there is no stop list. Scripts written without blanks stay whole runs.
 
 Source: Unicode UAX 15 (NFKD) and UAX 44 (categories); the fold of Latin letters without a
 decomposition follows Lucene's ASCIIFoldingFilter.
@@ -13,13 +13,15 @@ import functools
 import re
 import unicodedata
 
+from mesh.core.stemming import stem
+
 MAX_TERM_BYTES = 40
 """Longer runs are no words anybody searches for: base64, hashes, binary."""
 
 MAX_QUERY_TERMS = 256
 """Distinct terms of a query that count; each costs every candidate a number on the wire."""
 
-VERSION = "1"
+VERSION = "2"
 """Changes whenever `terms` gives another answer: what is stored is then out of date."""
 
 _RUN = re.compile("[0-9A-Za-z\u0080-\U0010ffff]+")
@@ -52,7 +54,7 @@ def terms(text: str) -> list[str]:
     for run in _RUN.findall(text):
         if run.isascii():
             if len(run) <= MAX_TERM_BYTES:
-                found.append(run.lower())
+                found.append(stem(run.lower()))
         else:
             found.extend(_fold(run))
     return found
@@ -80,7 +82,7 @@ def _fold(run: str) -> tuple[str, ...]:
             word = ""
     words.append(word)
     composed = (unicodedata.normalize("NFC", word) for word in words if word)
-    return tuple(word for word in composed if len(word.encode()) <= MAX_TERM_BYTES)
+    return tuple(stem(word) for word in composed if len(word.encode()) <= MAX_TERM_BYTES)
 
 
 def _is_accent(char: str) -> bool:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Embedder(Protocol):
-    """Text to unit vectors. May block: callers run it in a thread."""
+    """Text to unit vectors. May block: callers run it in a thread, but for `quick_chars`."""
 
     @property
     def id(self) -> str:
@@ -29,6 +29,13 @@ class Embedder(Protocol):
     @property
     def default_threshold(self) -> float:
         """Cosine below which a hit of the vector leg is noise for this embedder."""
+        ...
+
+    @property
+    def quick_chars(self) -> int:
+        """Texts of together so many characters take less than a millisecond and wait for nothing:
+        they may be embedded on the event loop. 0: always in a thread.
+        """
         ...
 
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:

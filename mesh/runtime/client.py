@@ -18,6 +18,7 @@ from mesh.runtime.actions_api import ActionsApi
 from mesh.runtime.caller import Caller
 from mesh.runtime.federation import Federation
 from mesh.runtime.peers import Group
+from mesh.runtime.rag_api import RagApi
 from mesh.runtime.routes import Routes
 from mesh.runtime.sagas_api import SagasApi
 from mesh.types import MergeStrategy, Require, SearchMode
@@ -35,7 +36,7 @@ _PING = PingRequest()
 _NAMES = {"options.collections", "options.nodes"}
 
 
-class MeshClient(ActionsApi):
+class MeshClient(ActionsApi, RagApi):
     """Searches, actions and the registry. Made by `mesh.connect`; use it as a context manager.
 
     It keeps the last route table it heard and goes on when no master answers; without any it finds

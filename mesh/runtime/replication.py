@@ -190,8 +190,10 @@ class Replica:
                 async with self._lock:
                     await self._place.look()
             except MeshError as error:
-                if len(self._place.arrivals):  # they follow something that is missing
-                    self._place.lag()
+                async with self._lock:  # what was told of meanwhile waited for us
+                    await self._place.apply_arrivals()
+                    if len(self._place.arrivals):  # they follow something that is missing
+                        self._place.lag()
                 self._place.tell("mesh.replica.not_caught_up", error=str(error))
         wait_s = self._poll_s if self._place.following or not self.logged else _STANDING_S
         try:

@@ -85,25 +85,27 @@ async def away_and_back(queued, *, count, away_s, what):
         await asyncio.sleep(1.0)  # a doubled one would come now
         assert queued.runs == [f"k{number}" for number in range(count)]
         print(f"{count} queued, {what} killed: all ran {took_s:.1f} s after the first")  # noqa: T201
-        await recorded(client, count)
+        # An attempt whose record did not reach a broker that died has failed; it did not run.
+        await recorded(client, count, most_attempts=2 if what == "broker" else 1)
     finally:
         await client.close()
 
 
-async def recorded(client, count):
+async def recorded(client, count, *, most_attempts):
     """The history has the one outcome of each, and the queue is empty."""
     async with asyncio.timeout(30):
         while (await insist(lambda: client.queue(NODE))).total:
             await asyncio.sleep(0.1)
     page = await insist(lambda: client.history(node=NODE, state=ActionState.SUCCEEDED, limit=1000))
     assert sorted(each.id for each in page.actions) == sorted(f"k{at}" for at in range(count))
-    assert {(each.attempt, each.mode) for each in page.actions} == {(1, "queue")}
+    assert {each.mode for each in page.actions} == {"queue"}
+    assert max(each.attempt for each in page.actions) <= most_attempts
     assert not (await insist(client.dead_letters)).total
 
 
 @pytest.mark.parametrize("what", ["nothing", "master", "broker"])
 async def test_all_that_was_queued_runs_once_and_in_order(queued, what):
-    await away_and_back(queued, count=100, away_s=3.0, what=what)
+    await away_and_back(queued, count=60, away_s=1.0, what=what)
 
 
 @pytest.mark.long

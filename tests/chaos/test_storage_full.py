@@ -81,7 +81,7 @@ async def refused(step, within_s=20.0) -> None:
 
 
 async def goes_on(step, within_s=70.0):
-    """By itself, that is; a breaker that has opened waits for half a minute."""
+    """By itself, that is, though a breaker may have opened."""
     give_up = time.monotonic() + within_s
     while True:
         try:

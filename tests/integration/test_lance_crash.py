@@ -18,11 +18,13 @@ from mesh.core import text
 WRITER = """
 import asyncio, sys
 from pathlib import Path
+import structlog
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.embedders import load_embedder
 from mesh.adapters.lance import LanceDocuments, tidying
 from mesh.wire.messages import Document
 
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 tidying.MIN_WRITES = 4  # so that the kill also falls into tidying
 tidying.DELAY_S = 0.001
 

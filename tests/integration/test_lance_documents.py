@@ -9,20 +9,25 @@ import pytest
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.embedders import load_embedder
 from mesh.adapters.lance import LanceDocuments, tidying
+from mesh.adapters.lance.contents import Contents
 from mesh.core import text
 from mesh.errors import InvalidError, NotFoundError, StateError, UnavailableError
 from mesh.wire.messages import Document
 
 
-async def opened(folder, *, embedder="hash", clock=None):
+async def opened(folder, *, embedder="hash", clock=None, hot_mb=64):
     return await LanceDocuments.open(
-        folder, embedder=load_embedder(embedder), shard="s1", clock=clock or SystemClock()
+        folder,
+        embedder=load_embedder(embedder),
+        shard="s1",
+        clock=clock or SystemClock(),
+        hot_mb=hot_mb,
     )
 
 
-@pytest.fixture
-async def store(tmp_path):
-    documents = await opened(tmp_path / "data")
+@pytest.fixture(params=[64, 0], ids=["hot", "disk"])
+async def store(tmp_path, request):
+    documents = await opened(tmp_path / "data", hot_mb=request.param)
     yield documents
     await documents.close()
 
@@ -48,7 +53,27 @@ async def assert_statistics_exact(documents, collection):
     assert found.rows == len(rows)
     assert found.tokens == sum(len(text.terms(row["content"])) for row in rows)
     assert found.terms() == counted
+    if copy := documents._collections[collection]._contents.hot:
+        assert_hot_copy_exact(copy, rows)
     assert len({row["id"] for row in rows}) == len(rows)
+
+
+def assert_hot_copy_exact(copy, rows):
+    """It holds what LanceDB holds, and finds it by its terms."""
+    now = copy.snapshot
+    places = {row["id"]: copy.place(row["id"]) for row in rows}
+    assert len(copy) == len(rows)
+    for row in rows:
+        place = places[row["id"]]
+        assert now.living is None or now.living[place]
+        kept = (now.contents[place], now.hashes[place], now.metadata[place])
+        assert kept == (row["content"], row["hash"], row["metadata"])
+        assert now.lengths[place] == row["length"]
+        assert now.vectors[place].tolist() == (row["vector"] or [0.0] * copy.dim)
+        assert (now.directed is None or now.directed[place]) == (row["vector"] is not None)
+        for term, count in Counter(text.terms(row["content"])).items():
+            found = {int(holder): int(tf) for holder, tf in zip(*now.posting(term), strict=True)}
+            assert found[place] == count
 
 
 async def test_index_update_delete_fetch(store):
@@ -371,14 +396,11 @@ async def test_a_cancelled_write_happens_or_not_but_statistics_stay_exact(store)
 async def test_a_write_that_fails_after_its_commit_is_found_out(store, monkeypatch):
     """The driver raises, but the version is there: memory has to follow the disk."""
     await store.index("notes", [doc("a", "first words")])
-    collection = store._collections["notes"]
-    genuine = type(collection)._committed
-    monkeypatch.setattr(
-        type(collection), "_committed", lambda *_: (_ for _ in ()).throw(OSError("disk"))
-    )
+    genuine = Contents.committed
+    monkeypatch.setattr(Contents, "committed", lambda *_: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(StateError, match="writing collection 'notes' failed"):
         await store.index("notes", [doc("b", "second words", fresh=1)])
-    monkeypatch.setattr(type(collection), "_committed", genuine)
+    monkeypatch.setattr(Contents, "committed", genuine)
     await assert_statistics_exact(store, "notes")
     written = await store.index("notes", [doc("c", "third words")])
     assert written.data_version == store.collections()[0].data_version

@@ -70,7 +70,7 @@ async def test_a_write_that_nobody_waits_for_is_waited_for_by_whoever_must_know(
     await one.index("notes", [document("1")])
     writing = asyncio.create_task(one.index("notes", [document("2"), document("3")]))
     await asyncio.sleep(0)
-    while not one._collections["notes"]._writes:
+    while not one._collections["notes"]._writer._working:
         await asyncio.sleep(0)
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):

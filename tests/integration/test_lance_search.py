@@ -27,13 +27,15 @@ from mesh.wire.messages import Candidates, Document
 EMBEDDER = load_embedder("hash")
 
 
-async def opened(folder, shard="s1"):
-    return await LanceDocuments.open(folder, embedder=EMBEDDER, shard=shard, clock=SystemClock())
+async def opened(folder, shard="s1", hot_mb=64):
+    return await LanceDocuments.open(
+        folder, embedder=EMBEDDER, shard=shard, clock=SystemClock(), hot_mb=hot_mb
+    )
 
 
-@pytest.fixture
-async def store(tmp_path):
-    documents = await opened(tmp_path / "data")
+@pytest.fixture(params=[64, 0], ids=["hot", "disk"])
+async def store(tmp_path, request):
+    documents = await opened(tmp_path / "data", hot_mb=request.param)
     yield documents
     await documents.close()
 
@@ -274,7 +276,12 @@ async def test_a_reply_does_not_outgrow_a_message(store):
 
 async def test_at_most_so_many_queries_at_once(tmp_path, monkeypatch):
     store = await LanceDocuments.open(
-        tmp_path / "data", embedder=EMBEDDER, shard="s", clock=SystemClock(), max_queries=2
+        tmp_path / "data",
+        embedder=EMBEDDER,
+        shard="s",
+        clock=SystemClock(),
+        max_queries=2,
+        hot_mb=0,
     )
     for collection in "abc":
         await store.index(collection, FRUIT)

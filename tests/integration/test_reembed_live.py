@@ -89,7 +89,7 @@ async def test_changing_the_embedder_of_a_node(live, client):
     [report] = found.shards.details
     assert report.status == "ok"
     assert "`meshctl collections reembed notes --node kb`" in report.reason
-    with pytest.raises(UnavailableError, match="embedded by 'hash-512/1'"):
+    with pytest.raises(UnavailableError, match="embedded by 'hash-512/2'"):
         await client.search("late invoice 7", collections=["notes"], mode="vector", **PATIENTLY)
     shown = meshctl(live, "search", "late invoice 7", "--timeout-ms", "10000")
     assert shown.returncode == 0

@@ -119,7 +119,7 @@ async def test_the_text_leg_answers_and_says_that_it_is_alone(foreign):
     assert {found.id for found in hits.candidates} == {"a", "e"}
     assert {(found.cosine, found.vector_hit) for found in hits.candidates} == {(None, False)}
     assert hits.fingerprint == HASH.id
-    assert "embedded by 'hash-512/1'" in hits.no_vectors
+    assert "embedded by 'hash-512/2'" in hits.no_vectors
     assert "search.embedder" in hits.no_vectors
     assert "`meshctl collections reembed notes --node kb`" in hits.no_vectors
     only_text = await asked(foreign, mode="text")

@@ -260,6 +260,33 @@ async def test_replicas_go_on_writing_and_hearing_each_other_without_a_master(li
     await following(live, "one", "two")
 
 
+async def test_what_is_told_while_nobody_reads_the_log_is_not_taken_for_missing(
+    live, client, monkeypatch
+):
+    for name in ("one", "two"):
+        await live.start(name, "notes")
+    await following(live, "one", "two")
+    await until_routed(client, "one", "two")
+    await run(client, "index", {"documents": [note("1")]}, node="one")
+    await until_equal(live, "one", "two")
+    await live.stop("master")
+    place = live.replica("two")._place
+    looking, told = asyncio.Event(), asyncio.Event()
+
+    async def no_answer(_after):
+        looking.set()
+        await told.wait()
+        raise UnavailableError("nobody reads the log")
+
+    monkeypatch.setattr(place, "_read", no_answer)
+    await looking.wait()
+    await run(client, "index", {"documents": [note("2")]}, node="one")
+    await until(lambda: len(place.arrivals))
+    told.set()
+    assert len(await until_equal(live, "one", "two")) == 2
+    assert place.following
+
+
 async def test_sync_repairs_a_copy_that_somebody_has_spoilt(live, client):
     for name in ("one", "two"):
         await live.start(name, "notes")

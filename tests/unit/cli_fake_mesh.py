@@ -196,6 +196,7 @@ class FakeMesh:
         self.replica = "crm"
         """Who answers for any shard."""
         self.found: messages.SearchResult | None = None
+        self.passages: messages.RagResult | None = None
         self.page = messages.HistoryPage(actions=[], total=0)
         self.changes: list[messages.HistoryRecord] = []
         """What a follower hears."""
@@ -316,6 +317,11 @@ class FakeMesh:
         self.calls.append(("search", {"query": query, **options}))
         assert self.found is not None
         return self.found
+
+    async def rag(self, query, **options):
+        self.calls.append(("rag", {"query": query, **options}))
+        assert self.passages is not None
+        return self.passages
 
     async def run_action(self, action, params, *, node=None, id=None, timeout_s=None, retry=0):  # noqa: A002
         asked = {"action": action, "params": params, "node": node, "id": id, "timeout_s": timeout_s}

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from gateway_fakes import PREFIX, Client
 
-from agents.gateway import action_bodies, bodies, reports
+from agents.gateway import action_bodies, bodies, rag_bodies, reports
 from agents.gateway.examples import ANSWERS, REQUESTS
 from agents.gateway.reference import reference
 from mesh import messages
@@ -40,6 +40,7 @@ async def test_every_operation_says_who_may_what_comes_and_what_goes_wrong():
         ("get", "/health"),
         ("post", "/register"),
         ("post", "/search"),
+        ("post", "/rag"),
         ("post", "/actions"),
         ("get", "/actions"),
         ("get", "/actions/catalogue"),
@@ -87,6 +88,7 @@ def test_references_lead_somewhere():
     ("operation", "kind"),
     [
         ("search", bodies.Search),
+        ("rag", rag_bodies.Rag),
         ("run_action", action_bodies.Action),
         ("register", bodies.Join),
         ("refresh_token", bodies.Refresh),
@@ -104,6 +106,7 @@ def test_examples_of_bodies_are_good_bodies(operation, kind):
     ("operation", "kind"),
     [
         ("search", messages.SearchResult),
+        ("rag", messages.RagResult),
         ("run_action", action_bodies.ActionDone),
         ("run_action 202", action_bodies.ActionQueued),
         ("list_actions", action_bodies.ActionPage),

@@ -43,6 +43,10 @@ class HashEmbedder:
         """
         return 0.07
 
+    @property
+    def quick_chars(self) -> int:
+        return 2000
+
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """`(n, dim)` float32, L2-normalised; a text without terms gives a zero row."""
         rows = [self.embed_query(text) for text in texts]

@@ -158,6 +158,10 @@ class MiniLmEmbedder:
     def default_threshold(self) -> float:
         return _THRESHOLD
 
+    @property
+    def quick_chars(self) -> int:
+        return 0
+
     def embed_documents(self, texts: Sequence[str]) -> Floats:
         """`(n, dim)` float32, L2-normalised; a text without tokens gives a zero row. Of a long text
         the first 256 tokens count, as the model was trained.

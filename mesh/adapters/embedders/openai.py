@@ -107,6 +107,10 @@ class OpenAIEmbedder:
         """
         return 0.0 if self._known is None else self._known.threshold
 
+    @property
+    def quick_chars(self) -> int:
+        return 0
+
     def embed_documents(self, texts: Sequence[str]) -> Floats:
         """`(n, dim)` float32, L2-normalised; a blank text gives a zero row, and of a long one the
         first 8,000 bytes count.

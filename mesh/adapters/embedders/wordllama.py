@@ -60,6 +60,10 @@ class WordLlamaEmbedder:
         """
         return 0.2
 
+    @property
+    def quick_chars(self) -> int:
+        return 2000
+
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """`(n, dim)` float32, L2-normalised; a text without tokens gives a zero row.
 

@@ -22,9 +22,10 @@ COLUMNS = ["id", "content", "words", "vector", "hash", "metadata"]
 MAX_INLINE_BYTES = 16_384
 """Longer texts are fetched if they make it into the answer."""
 MAX_INLINE_TOTAL_BYTES = 524_288
+_MOST_BYTES_PER_CHAR = 4
 _COSINE_DIGITS = 7
 
-_metadata = msgspec.json.Decoder(dict[str, Any])
+read_metadata = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Query(NamedTuple):
@@ -60,12 +61,14 @@ def found(
         query: What was asked.
         weights: Statistics of the collection.
         near: Rows of the vector leg, None if it was not asked.
-        matching: Rows of the text leg, more than wanted: LanceDB's own scores differ a little for
-            rows it has not indexed yet, so the best are chosen anew.
+        matching: Rows of the text leg. Both more than wanted, since the best are chosen anew: among
+            equal cosines LanceDB takes any, and its scores differ a little for rows it has not
+            indexed yet.
     """
     rows: dict[str, _Found] = {}
     if near is not None:
         hits = [row for row in _read(near, query) if _at_least(row.cosine, query.threshold)]
+        hits.sort(key=_nearest)
         rows = {row.id: row._replace(vector_hit=True) for row in hits[: query.depth]}
     if matching is not None:
         idf = [bm25.idf(weights.rows, df) for df in weights.df]
@@ -84,15 +87,34 @@ def found(
             length=row.length,
             tf=row.tf,
             hash=row.hash,
-            content=row.content if len(row.content.encode()) <= MAX_INLINE_BYTES else None,
-            metadata=_metadata.decode(row.metadata),
+            content=inline(row.content),
+            metadata=read_metadata(row.metadata),
         )
         for row in rows.values()
     ]
 
 
+def inline(content: str) -> str | None:
+    """A text that comes along with its candidate; None: it is too long for that."""
+    if len(content) * _MOST_BYTES_PER_CHAR <= MAX_INLINE_BYTES:
+        return content
+    return content if len(content.encode()) <= MAX_INLINE_BYTES else None
+
+
+def cosines(vectors: npt.NDArray[np.float32], vector: npt.NDArray[np.float32]) -> list[float]:
+    """One per row of `(n, dim)`. Computed here for both legs and for hot copies, so that a document
+    has the same cosine whichever leg and whichever node finds it.
+    """
+    products = (vectors.astype(np.float64) * vector).sum(axis=1)
+    rounded: list[float] = products.round(_COSINE_DIGITS).tolist()
+    return rounded
+
+
 def within_budget(shards: Sequence[ShardHits]) -> tuple[ShardHits, ...]:
     """Leave texts out, of each shard's last candidates first, until the rest fits a reply."""
+    chars = sum(len(found.content or "") for hits in shards for found in hits.candidates)
+    if chars * _MOST_BYTES_PER_CHAR <= MAX_INLINE_TOTAL_BYTES:
+        return tuple(shards)
     left = MAX_INLINE_TOTAL_BYTES
     dropped: set[tuple[int, int]] = set()
     for shard, place, candidate in _in_turn(shards):
@@ -130,9 +152,9 @@ class _Found(NamedTuple):
 
 
 def _read(table: pa.Table, query: Query) -> Iterator[_Found]:
-    cosines = _cosines(table, query.vector)
+    nearness = _cosines(table, query.vector)
     columns = (strings(table, name) for name in ("id", "content", "hash", "metadata", "words"))
-    for name, content, digest, metadata, words, cosine in zip(*columns, cosines, strict=True):
+    for name, content, digest, metadata, words, cosine in zip(*columns, nearness, strict=True):
         terms = split(words)
         counts = Counter(terms)
         tf = [counts[term] for term in query.terms]
@@ -140,17 +162,17 @@ def _read(table: pa.Table, query: Query) -> Iterator[_Found]:
 
 
 def _cosines(table: pa.Table, vector: npt.NDArray[np.float32] | None) -> list[float | None]:
-    """One per row. Computed here for both legs, so that a document has the same cosine whichever
-    leg and whichever node finds it.
-    """
     if vector is None:
         return [None] * table.num_rows
     vectors, present = vectors_of(table, len(vector))
-    products = (vectors.astype(np.float64) * vector).sum(axis=1)
     return [
-        round(float(product), _COSINE_DIGITS) if there else None
-        for product, there in zip(products, present, strict=True)
+        cosine if there else None
+        for cosine, there in zip(cosines(vectors, vector), present, strict=True)
     ]
+
+
+def _nearest(row: _Found) -> tuple[float, str]:
+    return -(row.cosine or 0.0), row.id
 
 
 def _at_least(cosine: float | None, threshold: float) -> bool:

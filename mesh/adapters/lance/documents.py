@@ -9,13 +9,17 @@ from typing import Any, Self, TypeVar
 
 import lancedb
 import numpy as np
+import numpy.typing as npt
 import structlog
 
 from mesh.adapters.lance import candidates, memory, reembedding, schema
 from mesh.adapters.lance.candidates import Query
 from mesh.adapters.lance.catalogue import Catalogue
+from mesh.adapters.lance.contents import Store
 from mesh.adapters.lance.driver import translated
-from mesh.adapters.lance.table import ClosedError, Collection, Store
+from mesh.adapters.lance.hot_budget import HotBudget
+from mesh.adapters.lance.table import Collection
+from mesh.adapters.lance.writing import ClosedError
 from mesh.core import documents as rules
 from mesh.core import filters as filter_rules
 from mesh.core import text
@@ -66,6 +70,7 @@ class LanceDocuments:
         shard: str,
         clock: Clock,
         max_queries: int = 4,
+        hot_mb: int = 64,
         node: str = "",
     ) -> Self:
         """Open the collections in a folder, or make the folder.
@@ -76,7 +81,8 @@ class LanceDocuments:
                 their text leg alone, until they are embedded anew.
             shard: What this node calls its part of every collection.
             clock: Time.
-            max_queries: LanceDB queries at once.
+            max_queries: Queries at once that the loop does not do itself.
+            hot_mb: MiB that hot copies of collections may take together; 0: none.
             node: Who this is, for advice.
 
         Raises:
@@ -90,7 +96,8 @@ class LanceDocuments:
         with translated("listing", "*"):
             session = lancedb.Session(_INDEX_CACHE_BYTES, _METADATA_CACHE_BYTES)
             connection = await lancedb.connect_async(str(folder), session=session)
-        store = Store(connection, embedder, shard, clock, asyncio.Semaphore(max_queries), node)
+        gate, budget = asyncio.Semaphore(max_queries), HotBudget(hot_mb * 2**20)
+        store = Store(connection, embedder, shard, clock, gate, budget, node)
         documents = cls(store, catalogue, folder)
         await documents._open_all()
         return documents
@@ -214,7 +221,8 @@ class LanceDocuments:
         Raises:
             InvalidError, StateError
         """
-        self._known(collection)
+        # Now, and not when its turn comes: whatever is written from here on outlives the drop.
+        self._known(collection).refuse_writes()
         await self._to_the_end(self._drop(collection))
 
     async def _drop(self, collection: str) -> None:
@@ -392,25 +400,44 @@ class LanceDocuments:
             return ()
         conditions = filter_rules.plan(filters, [collection.columns for collection in asked])
         prepared = await self._query(query, mode=mode, depth=depth, threshold=threshold)
+        found: list[ShardHits | None] = []
+        later: dict[int, tuple[Collection, tuple[Condition, ...] | None]] = {}
+        for place, (collection, chosen) in enumerate(zip(asked, conditions, strict=True)):
+            found.append(_search_at_once(collection, prepared, chosen))
+            await asyncio.sleep(0)  # whatever else the loop has to do comes in between
+            if found[-1] is None:
+                later[place] = (collection, chosen)
         try:
             async with asyncio.TaskGroup() as group:
-                searches = [
-                    group.create_task(self._search(collection, prepared, chosen))
-                    for collection, chosen in zip(asked, conditions, strict=True)
-                ]
+                searches = {
+                    place: group.create_task(self._search(collection, prepared, chosen))
+                    for place, (collection, chosen) in later.items()
+                }
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from failed
-        hits = [found for search in searches if (found := search.result()) is not None]
-        return candidates.within_budget(hits)
+        for place, search in searches.items():
+            found[place] = search.result()
+        return candidates.within_budget([hits for hits in found if hits is not None])
+
+    async def _search(
+        self, collection: Collection, query: Query, chosen: tuple[Condition, ...] | None
+    ) -> ShardHits | None:
+        """None if the collection was dropped meanwhile."""
+        try:
+            return await collection.search(query, chosen)
+        except ClosedError:
+            now = self._collections.get(collection.name)
+            # It was embedded anew.
+            return await now.search(query, chosen) if now and not now.closed else None
 
     async def _query(
         self, query: str, *, mode: SearchMode, depth: int, threshold: float | None
     ) -> Query:
-        vector, no_vectors = None, ""
+        vector: npt.NDArray[np.float32] | None = None
+        no_vectors = ""
         if mode != "text":
             try:
-                embedded = await asyncio.to_thread(self._store.embedder.embed_query, query)
-                vector = embedded if np.any(embedded) else None
+                vector = await self._embedded(query)
             except (StateError, UnavailableError) as error:
                 if mode == "vector":
                     raise
@@ -426,16 +453,20 @@ class LanceDocuments:
             no_vectors=no_vectors,
         )
 
-    async def _search(
-        self, collection: Collection, query: Query, chosen: tuple[Condition, ...] | None
-    ) -> ShardHits | None:
-        """None if the collection was dropped meanwhile."""
-        try:
-            return await collection.search(query, chosen)
-        except ClosedError:
-            now = self._collections.get(collection.name)
-            # It was embedded anew.
-            return await now.search(query, chosen) if now and not now.closed else None
+    async def _embedded(self, query: str) -> npt.NDArray[np.float32] | None:
+        """None: the query has no direction.
+
+        Raises:
+            StateError: The embedder gave no vector.
+        """
+        embedder = self._store.embedder
+        if len(query) <= embedder.quick_chars:
+            vector = embedder.embed_query(query)
+        else:
+            vector = await asyncio.to_thread(embedder.embed_query, query)
+        if vector.shape != (embedder.dim,) or not np.isfinite(vector).all():
+            raise StateError(f"the embedder {embedder.id} gave no vector for the query")
+        return vector if vector.any() else None
 
     async def fetch(self, collection: str, ids: Sequence[str]) -> tuple[StoredDocument, ...]:
         """Documents by id; those that are not there are passed over.
@@ -444,6 +475,7 @@ class LanceDocuments:
             InvalidError, StateError
         """
         found = self._known(collection)
+        await asyncio.sleep(0)  # whatever else the loop has to do comes first
         try:
             return tuple(await found.fetch(ids)) if ids else ()
         except ClosedError:
@@ -473,6 +505,16 @@ class LanceDocuments:
         listed = ", ".join(known[:_MAX_LISTED]) + (", …" if len(known) > _MAX_LISTED else "")
         message = f"unknown collection {collection[:128]!r}; known: {listed or 'none'}"
         return InvalidError(message, fields={"collection": [message]})
+
+
+def _search_at_once(
+    collection: Collection, query: Query, chosen: tuple[Condition, ...] | None
+) -> ShardHits | None:
+    """None if it takes longer, or the collection was dropped meanwhile."""
+    try:
+        return collection.search_at_once(query, chosen)
+    except ClosedError:
+        return None
 
 
 def _checked(collection: str, documents: Sequence[Document]) -> tuple[list[Document], list[str]]:

@@ -22,6 +22,14 @@ def ids(values: Iterable[str]) -> Expr:
     return col("id").isin([lit(value) for value in values])
 
 
+def chosen(matching: Expr | None, names: Sequence[str]) -> Expr:
+    """Rows with one of the ids, if any are given, that match, if there is something to match; one
+    of both has to be there.
+    """
+    parts = [] if matching is None else [matching]
+    return all_of([ids(names), *parts] if names else parts)
+
+
 def all_of(parts: Sequence[Expr]) -> Expr:
     """All parts, at least one, joined by AND."""
     return functools.reduce(Expr.and_, parts)

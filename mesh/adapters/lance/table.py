@@ -1,40 +1,40 @@
-"""One collection: a LanceDB table with one writer at a time and any number of readers.
-
-The writer leaves equal documents alone, embeds in a thread, and commits each call as one LanceDB
-version: all or nothing, also for kill -9. Statistics and the data version change with the commit. A
-write that began runs to its end even if its caller is cancelled, since a commit that nobody waits
-for may still happen.
-"""
+"""One collection: a LanceDB table with one writer at a time and any number of readers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import structlog
-from lancedb import AsyncConnection, AsyncTable
+from lancedb import AsyncTable
 from lancedb.expr import Expr
 from lancedb.index import FTS
 
-from mesh.adapters.lance import candidates, expressions, schema
+from mesh.adapters.lance import expressions, hot_search, schema
 from mesh.adapters.lance.candidates import Query, Weights
 from mesh.adapters.lance.census import Census
+from mesh.adapters.lance.contents import Contents, Store
 from mesh.adapters.lance.driver import translated
 from mesh.adapters.lance.reader import Reader
-from mesh.adapters.lance.reembedding import Foreign, answerable, foreign
+from mesh.adapters.lance.reembedding import Foreign, answerable
 from mesh.adapters.lance.statistics import Statistics
 from mesh.adapters.lance.tidying import Tidier
+from mesh.adapters.lance.writing import (
+    ClosedError,
+    Other,
+    Update,
+    Upsert,
+    Writer,
+    not_found,
+    ordered,
+)
 from mesh.core import documents as rules
-from mesh.core import text
 from mesh.core.filters import Condition, Kind, conditions
-from mesh.errors import ConflictError, MeshError, NotFoundError, StateError
-from mesh.ports import Clock, Embedder, Written
+from mesh.errors import ConflictError
+from mesh.ports import Written
 from mesh.wire.messages import CollectionInfo, Document, ShardHits, StoredDocument
 
 _FULL_TEXT = FTS(
@@ -50,53 +50,31 @@ _FULL_TEXT = FTS(
 _MOST_IDS = 1000
 """In one expression."""
 
-_log = structlog.get_logger()
-
-
-class Store(NamedTuple):
-    """What all collections of a node share."""
-
-    connection: AsyncConnection
-    embedder: Embedder
-    shard: str
-    clock: Clock
-    gate: asyncio.Semaphore
-    """Limits the queries that run at once."""
-    node: str = ""
-    """Who this is, for advice."""
-
-
-class ClosedError(Exception):
-    """The collection was closed or dropped before the work began."""
-
 
 class Collection:
     """Made by `create` or `open`; `LanceDocuments` keeps one per name."""
 
     def __init__(self, name: str, store: Store, table: AsyncTable) -> None:
         self.name = name
-        self.closed = False
-        self.columns: dict[str, Kind] = {}
-        self.statistics = Statistics()
-        self.data_version = 0
-        self.foreign: Foreign | None = None
-        """Set where its vectors or terms are not such as this node makes."""
         self._store = store
-        self._embedder = store.embedder
         self._table = table
-        self._schema: pa.Schema = pa.schema([])
-        self._born = 0
-        self._stale = True
-        """Whether a write may have changed the table without our knowing."""
+        self._contents = Contents(name, store, table)
         self._counted: tuple[int, Census] | None = None
         """The last census, and of which data version."""
-        self._writer = asyncio.Lock()
-        self._writes: set[asyncio.Task[Written]] = set()
         self._reads = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._reader = Reader(table, name, store.gate)
-        self._tidier = Tidier(table, name, writer=self._writer, clock=store.clock)
+        self._reader = Reader(self._contents, store.gate)
+        lock = asyncio.Lock()
+        self._tidier = Tidier(self._contents, lock=lock, clock=store.clock)
+        self._writer = Writer(
+            self._contents,
+            self._reader,
+            self._tidier,
+            lock=lock,
+            embedder=store.embedder,
+            clock=store.clock,
+        )
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -135,45 +113,48 @@ class Collection:
         return collection
 
     async def _prepare(self) -> None:
-        await self._reload()
+        await self._contents.load()
         with translated("indexing", self.name):
             # A crash between the table and its index leaves it without.
-            if not await self._table.list_indices():
+            if not any(index.columns == ["words"] for index in await self._table.list_indices()):
                 await self._table.create_index("words", config=_FULL_TEXT)
+        if self._contents.wants_review:
+            self._tidier.begin()
 
-    async def _reload(self) -> None:
-        """Learn everything from the table, as after a start or a write that failed half-way.
-
-        Raises:
-            StateError
-        """
-        statistics = Statistics()
-        with translated("reading", self.name):
-            self._schema = await self._table.schema()
-            version = await self._table.version()
-            async for batch in await self._table.query().select(["words"]).to_batches():
-                await asyncio.to_thread(_count, statistics, batch)
-        self.columns = schema.columns_of(self._schema)
-        self.foreign = foreign(
-            self._schema, self.name, embedder=self._embedder.id, node=self._store.node
-        )
-        self.statistics = statistics
-        self._born = schema.born(self._schema)
-        self.data_version = max(self.data_version, self._born + version)
-        self._stale = False
+    def refuse_writes(self) -> None:
+        """What waits or comes later raises ClosedError; `close` is about to follow."""
+        self._writer.closed = True
 
     async def close(self) -> None:
         """Finish the write and the reads that run; what waits or comes later raises ClosedError."""
-        self.closed = True
+        self.refuse_writes()
         await self._tidier.close()
         await self.settled()
         # A query on a closed table does not raise an error of Python's: it panics.
         await self._idle.wait()
         self._table.close()  # type: ignore[no-untyped-call]
+        self._contents.close()
 
     async def settled(self) -> None:
         """Until the writes that run now have ended."""
-        await asyncio.gather(*self._writes, return_exceptions=True)
+        await self._writer.settled()
+
+    @property
+    def closed(self) -> bool:
+        return self._writer.closed
+
+    @property
+    def columns(self) -> dict[str, Kind]:
+        """Metadata keys that can be filtered by."""
+        return self._contents.columns
+
+    @property
+    def statistics(self) -> Statistics:
+        return self._contents.statistics
+
+    @property
+    def data_version(self) -> int:
+        return self._contents.data_version
 
     @property
     def info(self) -> CollectionInfo:
@@ -186,12 +167,19 @@ class Collection:
             outdated=self.foreign is not None,
         )
 
+    # -- another embedder's ------------------------------------------------------------------------
+
+    @property
+    def foreign(self) -> Foreign | None:
+        """Set where its vectors or terms are not such as this node makes."""
+        return self._contents.foreign
+
     @property
     def fingerprint(self) -> str:
         """Of the vectors that are there."""
-        return self.foreign.embedder if self.foreign else self._embedder.id
+        return self.foreign.embedder if self.foreign else self._store.embedder.id
 
-    def refuse_if_foreign(self) -> None:
+    def _refuse_if_foreign(self) -> None:
         """Raises ConflictError where this node could not make vectors and terms like the others."""
         if self.foreign:
             raise ConflictError(f"collection {self.name!r} is {self.foreign.reason}")
@@ -199,7 +187,7 @@ class Collection:
     @property
     def layout(self) -> pa.Schema:
         """The table's schema."""
-        return self._schema
+        return self._contents.schema
 
     async def scan(self, columns: list[str], rows: int) -> AsyncGenerator[pa.RecordBatch, None]:
         """Everything there is, at most `rows` at a time.
@@ -220,7 +208,7 @@ class Collection:
         Raises:
             InvalidError, StateError, ClosedError
         """
-        return await self._write(lambda: self._upsert(documents, places))
+        return await self._write(Upsert(documents, places))
 
     async def update(self, id: str, fields: Mapping[str, Any]) -> Written:  # noqa: A002
         """Merge fields into one document.
@@ -228,18 +216,7 @@ class Collection:
         Raises:
             InvalidError, NotFoundError, StateError, ClosedError
         """
-
-        async def write() -> Written:
-            return await self._upsert([await self._merged(id, fields)], ["fields"])
-
-        return await self._write(write)
-
-    async def _merged(self, id: str, fields: Mapping[str, Any]) -> Document:  # noqa: A002
-        stored = await self._reader.fetch([id])
-        if not stored:
-            raise NotFoundError(f"collection {self.name!r} has no document {id[:80]!r}")
-        old = Document(id=id, content=stored[0].content, metadata=stored[0].metadata)
-        return rules.merged(old, fields)
+        return await self._write(Update(id, fields))
 
     async def delete(self, ids: Sequence[str], filters: Mapping[str, Any]) -> Written:
         """Remove the documents that have one of the ids, if any are given, and match the filters;
@@ -250,14 +227,17 @@ class Collection:
         """
 
         async def write() -> Written:
-            return await self._delete(self._chosen(ids, filters), ids)
+            return await self._writer.delete(self._matching(filters), ids)
 
-        return await self._write(write)
+        return await self._write(Other(write))
 
-    def _chosen(self, ids: Sequence[str], filters: Mapping[str, Any]) -> Expr:
-        parts = [expressions.ids(ids)] if ids else []
-        parts += expressions.each(conditions(filters, self.columns))
-        return expressions.all_of(parts)
+    async def _write(self, work: Upsert | Update | Other) -> Written:
+        self._refuse_if_foreign()
+        return await self._writer.write(work)
+
+    def _matching(self, filters: Mapping[str, Any]) -> Expr | None:
+        parts = expressions.each(conditions(filters, self.columns))
+        return expressions.all_of(parts) if parts else None
 
     async def replace(
         self, puts: Sequence[Document], deletes: Sequence[str], columns: Mapping[str, Kind]
@@ -269,18 +249,13 @@ class Collection:
         """
 
         async def write() -> Written:
-            missing = {key: kind for key, kind in columns.items() if key not in self.columns}
-            if missing:
-                with self._committing():
-                    await self._add_columns(missing)
-                    self._committed(await self._table.version(), Statistics(), 0)
+            await self._writer.add_columns(columns)
             done = Written((), self.data_version)
             for start in range(0, len(deletes), _MOST_IDS):
-                some = deletes[start : start + _MOST_IDS]
-                done = await self._delete(expressions.ids(some), some)
-            return await self._upsert(puts, None) if puts else done
+                done = await self._writer.delete(None, deletes[start : start + _MOST_IDS])
+            return await self._writer.upsert(puts, None) if puts else done
 
-        return await self._write(write)
+        return await self._write(Other(write))
 
     # -- what a write would do ---------------------------------------------------------------------
 
@@ -290,15 +265,13 @@ class Collection:
         Raises:
             InvalidError, StateError, ClosedError
         """
-        self.refuse_if_foreign()
+        self._refuse_if_foreign()
         schema.new_columns(documents, self.columns, places=places)
         with self._reading():
-            stored = await self._reader.words(
-                expressions.ids(document.id for document in documents)
-            )
+            stored = await self._reader.known([document.id for document in documents])
         return sum(
-            rules.content_hash(document.content, document.metadata)
-            != stored.get(document.id, ("", []))[0]
+            document.id not in stored
+            or rules.content_hash(document.content, document.metadata) != stored[document.id].hash
             for document in documents
         )
 
@@ -312,9 +285,12 @@ class Collection:
         Raises:
             InvalidError, NotFoundError, StateError, ClosedError
         """
-        self.refuse_if_foreign()
-        with self._reading():
-            new = await self._merged(id, fields)
+        self._refuse_if_foreign()
+        stored = await self.fetch([id])
+        if not stored:
+            raise not_found(self.name, id)
+        old = Document(id=id, content=stored[0].content, metadata=stored[0].metadata)
+        new = rules.merged(old, fields)
         return new, bool(await self.would_upsert([new], ["fields"]))
 
     async def would_delete(self, ids: Sequence[str], filters: Mapping[str, Any]) -> list[str]:
@@ -323,151 +299,70 @@ class Collection:
         Raises:
             InvalidError, StateError, ClosedError
         """
-        self.refuse_if_foreign()
-        chosen = self._chosen(ids, filters)
+        self._refuse_if_foreign()
+        matching = self._matching(filters)
         with self._reading():
-            stored = await self._reader.words(chosen)
-        return _ordered(stored, ids)
-
-    async def _write(self, write: Callable[[], Awaitable[Written]]) -> Written:
-        """Run `write` alone, and to its end even if the caller is cancelled."""
-        self.refuse_if_foreign()
-        task = asyncio.create_task(self._alone(write), name=f"write to {self.name}")
-        self._writes.add(task)
-        task.add_done_callback(self._finished)
-        return await asyncio.shield(task)
-
-    async def _alone(self, write: Callable[[], Awaitable[Written]]) -> Written:
-        async with self._writer:
-            if self.closed:
-                raise ClosedError
-            if self._stale:
-                await self._reload()
-            try:
-                return await write()
-            finally:
-                if self._stale:
-                    # If this fails too, the next write tries again.
-                    with contextlib.suppress(StateError):
-                        await self._reload()
-
-    def _finished(self, task: asyncio.Task[Written]) -> None:
-        self._writes.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, MeshError | ClosedError):
-            _log.error("mesh.documents.write_failed", collection=self.name, exc_info=error)
-
-    async def _upsert(self, documents: Sequence[Document], places: Sequence[str] | None) -> Written:
-        added = schema.new_columns(documents, self.columns, places=places)
-        stored = await self._reader.words(expressions.ids(document.id for document in documents))
-        rows, vectors, change = await asyncio.to_thread(self._rows, documents, stored)
-        if not rows:
-            return Written((), self.data_version)
-        with self._committing():
-            if added:
-                await self._add_columns(added)
-            now = self._store.clock.unix_ms()
-            table = schema.as_table(rows, vectors, schema=self._schema, updated_at=now)
-            merge = self._table.merge_insert("id").when_matched_update_all()
-            # An index on id would let concurrent inserts of one id through. A document without
-            # known words has null for a vector.
-            merge = merge.when_not_matched_insert_all().use_index(False)
-            result = await merge.execute(table, on_bad_vectors="null")
-            self._committed(result.version, change, len(rows))
-        return Written(tuple(row.document.id for row in rows), self.data_version)
-
-    async def _add_columns(self, added: Mapping[str, Kind]) -> None:
-        await self._table.add_columns(pa.schema(schema.column_fields(added)))
-        self._schema = await self._table.schema()
-        self.columns = schema.columns_of(self._schema)
-
-    def _rows(
-        self, documents: Sequence[Document], stored: Mapping[str, tuple[str, list[str]]]
-    ) -> tuple[list[schema.Row], npt.NDArray[np.float32], Statistics]:
-        """What has to be written, with vectors, and what that does to the statistics."""
-        rows: list[schema.Row] = []
-        change = Statistics()
-        for document in documents:
-            digest = rules.content_hash(document.content, document.metadata)
-            old_digest, old_words = stored.get(document.id, ("", []))
-            if digest == old_digest:
-                continue
-            words = text.terms(document.content)
-            metadata = rules.canonical(document.metadata).decode()
-            rows.append(schema.Row(document, words, digest, metadata))
-            change.add(words)
-            if old_digest:
-                change.remove(old_words)
-        vectors = self._embedder.embed_documents([row.document.content for row in rows])
-        return rows, vectors, change
-
-    async def _delete(self, chosen: Expr, ids: Sequence[str]) -> Written:
-        stored = await self._reader.words(chosen)
-        if not stored:
-            return Written((), self.data_version)
-        change = Statistics()
-        for _, words in stored.values():
-            change.remove(words)
-        with self._committing():
-            result = await self._table.delete(chosen)
-            self._committed(result.version, change, 0)
-        return Written(tuple(_ordered(stored, ids)), self.data_version)
-
-    @contextlib.contextmanager
-    def _committing(self) -> Iterator[None]:
-        """Until `_committed` nobody can say whether LanceDB made a version."""
-        self._stale = True
-        with translated("writing", self.name):
-            yield
-
-    def _committed(self, version: int, change: Statistics, rows: int) -> None:
-        self.statistics.apply(change)
-        self.data_version = self._born + version
-        self._stale = False
-        self._tidier.wrote(rows, total=self.statistics.rows)
+            stored = await self._reader.chosen(matching, ids)
+        return ordered(stored, ids)
 
     # -- reading -----------------------------------------------------------------------------------
+
+    def search_at_once(
+        self, query: Query, filters: tuple[Condition, ...] | None
+    ) -> ShardHits | None:
+        """What `search` gives, where that takes neither a thread nor LanceDB; else None.
+
+        Raises:
+            ClosedError
+        """
+        if self.closed:
+            raise ClosedError
+        query = answerable(query, self.foreign)
+        hits = self._hits(query)
+        if filters is None or not hits.rows:
+            return hits
+        copy = self._contents.hot
+        if copy is None or filters or not hot_search.is_quick(copy.snapshot, query):
+            return None
+        found = hot_search.found(query, _weights(hits), copy.snapshot)
+        return msgspec.structs.replace(hits, candidates=found)
 
     async def search(self, query: Query, filters: tuple[Condition, ...] | None) -> ShardHits:
         """Each leg's best candidates.
 
         Args:
             query: What to look for.
-            filters: Conditions that all must hold; None: nothing can match.
+            filters: Conditions that all must hold; None: nothing can match. LanceDB judges them, so
+                that there is one meaning of them.
 
         Raises:
             StateError, ClosedError
         """
         query = answerable(query, self.foreign)
-        rows, tokens = self.statistics.rows, self.statistics.tokens
-        df = self.statistics.df(query.terms)
-        hits = ShardHits(
+        hits = self._hits(query)
+        if filters is None or not hits.rows:
+            return hits
+        copy = self._contents.hot
+        with self._reading():
+            if copy is not None and not filters:
+                found = await self._reader.search_hot(query, _weights(hits), copy.snapshot)
+            else:
+                chosen = expressions.all_of(expressions.each(filters)) if filters else None
+                found = await self._reader.search(query, _weights(hits), chosen)
+        return msgspec.structs.replace(hits, candidates=found)
+
+    def _hits(self, query: Query) -> ShardHits:
+        """The statistics, without candidates."""
+        return ShardHits(
             collection=self.name,
             shard=self._store.shard,
-            rows=rows,
-            tokens=tokens,
-            df=df,
+            rows=self.statistics.rows,
+            tokens=self.statistics.tokens,
+            df=self.statistics.df(query.terms),
             fingerprint=self.fingerprint,
             data_version=self.data_version,
-            no_vectors=query.no_vectors if rows else "",
+            no_vectors=query.no_vectors if self.statistics.rows else "",
         )
-        if filters is None or not rows:
-            return hits
-        chosen = expressions.all_of(expressions.each(filters)) if filters else None
-        with self._reading():
-            near, matching = await asyncio.gather(
-                self._reader.near(query, chosen),
-                self._reader.matching(query, chosen),
-                # So that no leg still reads when this is over.
-                return_exceptions=True,
-            )
-        if isinstance(near, BaseException):
-            raise near
-        if isinstance(matching, BaseException):
-            raise matching
-        weights = Weights(rows, df, tokens / rows)
-        found = await asyncio.to_thread(candidates.found, query, weights, near, matching)
-        return msgspec.structs.replace(hits, candidates=found)
 
     async def fetch(self, ids: Sequence[str]) -> list[StoredDocument]:
         """Documents in order of the ids; those that are not there are passed over.
@@ -504,10 +399,5 @@ class Collection:
                 self._idle.set()
 
 
-def _ordered(stored: Mapping[str, object], ids: Sequence[str]) -> list[str]:
-    return [name for name in dict.fromkeys(ids) if name in stored] if ids else sorted(stored)
-
-
-def _count(statistics: Statistics, batch: pa.RecordBatch) -> None:
-    for words in batch.column("words").to_pylist():
-        statistics.add(schema.split(words or ""))
+def _weights(hits: ShardHits) -> Weights:
+    return Weights(hits.rows, hits.df, hits.tokens / hits.rows)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from lancedb import AsyncTable
-
 from mesh.adapters.lance import memory
+from mesh.adapters.lance.contents import Contents
 from mesh.adapters.lance.driver import translated
 from mesh.errors import StateError
 from mesh.ports import Clock
@@ -31,12 +30,9 @@ class Tidier:
     It takes the writer's lock: LanceDB lets a tidying and a write that overlap fail each other.
     """
 
-    def __init__(
-        self, table: AsyncTable, collection: str, *, writer: asyncio.Lock, clock: Clock
-    ) -> None:
-        self._table = table
-        self._collection = collection
-        self._writer = writer
+    def __init__(self, contents: Contents, *, lock: asyncio.Lock, clock: Clock) -> None:
+        self._contents = contents
+        self._lock = lock
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -49,8 +45,13 @@ class Tidier:
         self._rows += rows
         writes = min(MIN_WRITES + total // ROWS_PER_EXTRA_WRITE, MAX_WRITES)
         due = self._writes >= writes or self._rows >= max(MIN_ROWS, total // 10)
-        if due and self._task is None and not self._closed:
-            self._task = asyncio.create_task(self._tidy(), name=f"tidy {self._collection}")
+        if due:
+            self.begin()
+
+    def begin(self) -> None:
+        """Tidy in the background, unless that goes on."""
+        if self._task is None and not self._closed:
+            self._task = asyncio.create_task(self._tidy(), name=f"tidy {self._contents.name}")
 
     async def close(self) -> None:
         """Wait for the tidying that runs, if one does; no more follow."""
@@ -58,17 +59,18 @@ class Tidier:
         task = self._task
         if task is None:
             return
-        async with self._writer:
+        async with self._lock:
             task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     async def _tidy(self) -> None:
         try:
             await self._clock.sleep(DELAY_S)
-            async with self._writer:
+            async with self._lock:
                 self._writes = self._rows = 0
-                with translated("tidying", self._collection):
-                    await self._table.optimize(cleanup_older_than=GRACE)
+                with translated("tidying", self._contents.name):
+                    await self._contents.table.optimize(cleanup_older_than=GRACE)
+                await self._contents.review()
             await asyncio.to_thread(memory.give_back)
         except StateError:
             # It is in the log; queries are slower until the next time, and nothing is lost.

@@ -109,6 +109,12 @@ from mesh.wire.messages.outcomes import Outcomes as Outcomes
 from mesh.wire.messages.outcomes import Step as Step
 from mesh.wire.messages.outcomes import Verb as Verb
 from mesh.wire.messages.outcomes import VerbOutcome as VerbOutcome
+from mesh.wire.messages.rag import MAX_BUDGET as MAX_BUDGET
+from mesh.wire.messages.rag import MIN_BUDGET as MIN_BUDGET
+from mesh.wire.messages.rag import Passage as Passage
+from mesh.wire.messages.rag import RagRequest as RagRequest
+from mesh.wire.messages.rag import RagResult as RagResult
+from mesh.wire.messages.rag import Source as Source
 from mesh.wire.messages.registry import NodeChange as NodeChange
 from mesh.wire.messages.registry import NodeList as NodeList
 from mesh.wire.messages.registry import NodeName as NodeName

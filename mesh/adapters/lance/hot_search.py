@@ -1,0 +1,150 @@
+"""Both legs of a search over a hot copy: exact arithmetic, and the same candidates as LanceDB's.
+
+A product in float32 chooses the rows that can be among the nearest, with its greatest possible
+error to spare; those few are computed as `candidates.cosines` does it. BM25 does in numpy what
+`mesh.core.bm25` does, operation by operation, so that its sums are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mesh.adapters.lance import candidates
+from mesh.adapters.lance.candidates import Query, Weights
+from mesh.adapters.lance.hot import Snapshot
+from mesh.core import bm25
+from mesh.wire.messages import Candidate
+
+_UNIT_ROUNDOFF = 2.0**-24
+_COSINE_ERROR = 1e-7
+"""Of rounding a cosine for the wire."""
+
+_QUICK_VALUES = 1_200_000
+"""Numbers of vectors and postings that are gone through in less than about 2 ms."""
+
+Rows = npt.NDArray[np.intp]
+Postings = list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]]
+
+
+def is_quick(snapshot: Snapshot, query: Query) -> bool:
+    """Whether the loop can do it itself: a thread costs more than it frees."""
+    values = 0 if query.vector is None else snapshot.vectors.size
+    for term in query.terms:
+        values += 8 * len(snapshot.postings.get(term, ()))
+    return values <= _QUICK_VALUES
+
+
+def found(query: Query, weights: Weights, snapshot: Snapshot) -> list[Candidate]:
+    """Candidates of one collection, each leg's best first; as `candidates.found`."""
+    postings = [snapshot.posting(term) for term in query.terms]
+    near, nearness = _near(query, snapshot)
+    matching = _matching(query, weights, snapshot, postings) if query.text else []
+    hits = set(near)
+    rest = [row for row in matching if row not in hits]
+    rows = near + rest
+    if not rows:
+        return []
+    texts = set(matching)
+    cosines: list[float | None] = list(nearness)
+    if rest:
+        cosines += _cosines(query, snapshot, rest)
+    tf = _frequencies(postings, np.array(rows))
+    lengths = snapshot.lengths[rows].tolist()
+    return [
+        Candidate(
+            id=snapshot.ids[row],
+            cosine=cosine,
+            vector_hit=row in hits,
+            text_hit=row in texts,
+            length=length,
+            tf=counts,
+            hash=snapshot.hashes[row],
+            content=candidates.inline(snapshot.contents[row]),
+            metadata=candidates.read_metadata(snapshot.metadata[row]),
+        )
+        for row, cosine, length, counts in zip(rows, cosines, lengths, tf, strict=True)
+    ]
+
+
+def _near(query: Query, snapshot: Snapshot) -> tuple[list[int], list[float]]:
+    """The vector leg's rows, best first, and their cosines."""
+    if query.vector is None or not snapshot.rows:
+        return [], []
+    error = len(query.vector) * _UNIT_ROUNDOFF + _COSINE_ERROR
+    products = snapshot.vectors @ query.vector
+    if snapshot.directed is not None:
+        products[~snapshot.directed] = -np.inf
+    chosen = np.flatnonzero(products >= query.threshold - error)
+    if len(chosen) > query.depth:
+        values = products[chosen]
+        last = np.partition(values, len(values) - query.depth)[len(values) - query.depth]
+        chosen = chosen[values >= last - 2 * error]
+    if not len(chosen):
+        return [], []
+    cosines = candidates.cosines(snapshot.vectors[chosen], query.vector)
+    ids = snapshot.ids
+    best = sorted(
+        (-cosine, ids[row], row)
+        for row, cosine in zip(chosen.tolist(), cosines, strict=True)
+        if cosine >= query.threshold
+    )[: query.depth]
+    return [row for _, _, row in best], [-cosine for cosine, _, _ in best]
+
+
+def _matching(query: Query, weights: Weights, snapshot: Snapshot, postings: Postings) -> list[int]:
+    """The text leg's rows, best first."""
+    scores = np.zeros(snapshot.rows)
+    idf = [bm25.idf(weights.rows, df) for df in weights.df]
+    for (rows, counts), weight in zip(postings, idf, strict=True):
+        scores[rows] += _term_scores(counts, weight, snapshot.lengths[rows], weights.mean_length)
+    if snapshot.living is not None:
+        scores[~snapshot.living] = 0
+    chosen = np.flatnonzero(scores)
+    values = scores[chosen]
+    if len(chosen) > query.depth:
+        last = np.partition(values, len(values) - query.depth)[len(values) - query.depth]
+        keep = values >= last
+        chosen, values = chosen[keep], values[keep]
+    ids = snapshot.ids
+    best = sorted(
+        (-value, ids[row], row) for row, value in zip(chosen.tolist(), values.tolist(), strict=True)
+    )
+    return [row for _, _, row in best[: query.depth]]
+
+
+def _term_scores(
+    counts: npt.NDArray[np.uint32],
+    weight: float,
+    lengths: npt.NDArray[np.int32],
+    mean_length: float,
+) -> npt.NDArray[np.float64]:
+    """What one term adds to each row's `bm25.score`; the same operations in the same order."""
+    relative = lengths / mean_length if mean_length > 0 else np.ones(len(lengths))
+    norm = bm25.K1 * (1 - bm25.B + bm25.B * relative)
+    gained: npt.NDArray[np.float64] = weight * counts * (bm25.K1 + 1) / (counts + norm)
+    return gained
+
+
+def _cosines(query: Query, snapshot: Snapshot, rows: Sequence[int]) -> list[float | None]:
+    if query.vector is None:
+        return [None] * len(rows)
+    found = candidates.cosines(snapshot.vectors[rows], query.vector)
+    if snapshot.directed is None:
+        return list(found)
+    there = snapshot.directed[rows].tolist()
+    return [cosine if has else None for cosine, has in zip(found, there, strict=True)]
+
+
+def _frequencies(postings: Postings, wanted: Rows) -> list[list[int]]:
+    """`(len(wanted), terms)`: how often each term occurs in each row."""
+    counts = np.zeros((len(wanted), len(postings)), dtype=np.uint32)
+    for column, (rows, found) in enumerate(postings):
+        if len(rows):
+            places = np.searchsorted(rows, wanted)
+            places[places == len(rows)] = 0
+            counts[:, column] = np.where(rows[places] == wanted, found[places], 0)
+    listed: list[list[int]] = counts.tolist()
+    return listed
