@@ -43,6 +43,8 @@ class Outcome(NamedTuple):
             return str(self.error)
         if not self.result["reembedded"] and self.result["from"] == self.result["to"]:
             return f"nothing to do, it is embedded by {self.result['to']}"
+        if self.result["from"] == self.result["to"]:
+            return f"the words of {self.result['reembedded']} documents taken apart anew"
         return f"{self.result['reembedded']} documents embedded by {self.result['to']}"
 
 

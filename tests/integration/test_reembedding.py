@@ -37,6 +37,8 @@ WRITES = {
 class Gated:
     """An embedder that counts what it is given, and can be made to wait or fail."""
 
+    quick_chars = 0
+
     def __init__(self, embedder):
         self.embedder = embedder
         self.texts = []
@@ -243,13 +245,15 @@ async def test_an_empty_collection(tmp_path):
 
 
 async def test_terms_of_another_version(tmp_path, monkeypatch):
-    """The vectors are good, so both legs answer; the terms are counted anew."""
+    """The vectors are good, so both legs answer, and they stay; the terms are counted anew."""
     monkeypatch.setattr(text, "VERSION", "0")
     with monkeypatch.context() as old:
         old.setattr(text, "terms", lambda content: content.split())
         await (await filled(tmp_path, LLAMA)).close()
     monkeypatch.undo()
-    store = await opened(tmp_path, LLAMA)
+    embedder = Gated(LLAMA)
+    store = await opened(tmp_path, embedder)
+    vectors = {name: row["vector"] for name, row in (await everything(store)).items()}
     hits = await asked(store, "Invoice dragons")
     assert hits.no_vectors == ""
     assert any(found.vector_hit for found in hits.candidates)
@@ -259,6 +263,8 @@ async def test_terms_of_another_version(tmp_path, monkeypatch):
 
     done = await store.reembed("notes", silent)
     assert (done.documents, done.before, done.after) == (5, LLAMA.id, LLAMA.id)
+    assert embedder.texts == []
+    assert {name: row["vector"] for name, row in (await everything(store)).items()} == vectors
     hits = await asked(store, "dragons")
     assert [found.id for found in hits.candidates if found.text_hit] == ["b"]
     await store.index("notes", [Document(id="z", content="x")])
@@ -359,6 +365,32 @@ async def test_cancelled_it_goes_on_where_it_was(gated, monkeypatch):
     assert (await store.reembed("notes", silent)).documents == 5
     # The batch that ran when it was cancelled may have been embedded twice.
     assert len(embedder.texts) <= len(set(TEXTS.values())) + 1
+
+
+async def test_cancelled_in_the_last_step_it_ends_all_the_same(gated, monkeypatch):
+    store, _ = gated
+    writing, go = asyncio.Event(), asyncio.Event()
+    rewrite = reembedding.rewrite
+
+    async def slow(*arguments):
+        writing.set()
+        await go.wait()
+        await rewrite(*arguments)
+
+    monkeypatch.setattr(reembedding, "rewrite", slow)
+    first = asyncio.create_task(store.reembed("notes", silent))
+    await writing.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = asyncio.create_task(store.reembed("notes", silent))
+    await asyncio.sleep(0.05)  # it may be anywhere by now
+    go.set()
+    done = await second
+    assert (done.documents, done.after) == (0, LLAMA.id)
+    assert store.collections()[0].fingerprint == LLAMA.id
+    assert any(found.vector_hit for found in (await asked(store)).candidates)
+    assert not list(store._folder.glob("*.reembedding"))
 
 
 async def test_an_embedder_that_fails_changes_nothing(gated):

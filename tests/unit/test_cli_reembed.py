@@ -121,6 +121,9 @@ def test_nothing_to_do_is_said(mesh, capsys):
     mesh.outcomes["reembed"] = {"reembedded": 0, "from": NEW, "to": NEW, "data_version": 4}
     assert run(["collections", "reembed", "notes"]) == 0
     assert capsys.readouterr().out == "crm: nothing to do, it is embedded by wl-256/abc\n"
+    mesh.outcomes["reembed"] = DONE | {"from": NEW}  # an upgrade
+    assert run(["collections", "reembed", "notes"]) == 0
+    assert capsys.readouterr().out == "crm: the words of 12 documents taken apart anew\n"
     mesh.outcomes["reembed"] = DONE | {"reembedded": 0}  # an empty one
     assert run(["collections", "reembed", "notes"]) == 0
     assert capsys.readouterr().out == "crm: 0 documents embedded by wl-256/abc\n"

@@ -34,7 +34,6 @@ _FILES = ("config.json", "tokenizer.json", "model.safetensors")
 _MAX_TOKENS = 256
 _MARKS = 2
 """Tokens that stand around every text."""
-_THRESHOLD = 0.25
 
 
 class _Shape(msgspec.Struct, frozen=True):
@@ -156,7 +155,10 @@ class MiniLmEmbedder:
 
     @property
     def default_threshold(self) -> float:
-        return _THRESHOLD
+        """Measured with 260 queries on 2,000 package descriptions: 95 % of all pairs lie below, and
+        4 % of the relevant documents among the queries' top 30.
+        """
+        return 0.23
 
     @property
     def quick_chars(self) -> int:

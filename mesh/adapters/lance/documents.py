@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -260,25 +261,36 @@ class LanceDocuments:
             found = self._known(collection)
             if not found.foreign:
                 return Reembedded(0, found.fingerprint, found.fingerprint, found.data_version)
-            embedder = self._store.embedder
-            staged = await asyncio.to_thread(
-                lambda: reembedding.Staged(
-                    reembedding.staging_file(self._folder, collection),
-                    embedder=embedder.id,
-                    dim=embedder.dim,
-                )
-            )
+            staged = None
+            if found.foreign.vectors:
+                file = reembedding.staging_file(self._folder, collection)
+                staged = await reembedding.staged(found, file, self._store.embedder, progress)
             try:
-                await reembedding.stage(found, staged, embedder, progress)
                 return await self._to_the_end(self._made_anew(found, staged, progress))
             except ClosedError:
-                raise self._gone(collection) from None
-            finally:
-                staged.close()
+                now = self._collections.get(collection)
+                if now is None or now.closed or now.foreign:
+                    raise self._gone(collection) from None
+                # Whoever asked before was cancelled in the last step, which then ended.
+                return Reembedded(0, now.fingerprint, now.fingerprint, now.data_version)
 
     async def _made_anew(
-        self, old: Collection, staged: reembedding.Staged, progress: reembedding.Progress
+        self, old: Collection, staged: reembedding.Staged | None, progress: reembedding.Progress
     ) -> Reembedded:
+        async with contextlib.AsyncExitStack() as ending:
+            if staged is not None:
+                ending.callback(staged.close)
+            new = await self._swapped(old, staged, progress)
+            if staged is not None:
+                await asyncio.to_thread(staged.remove)
+        rows = new.statistics.rows
+        _log.info("mesh.documents.reembedded", collection=old.name, documents=rows)
+        return Reembedded(rows, old.fingerprint, new.fingerprint, new.data_version)
+
+    async def _swapped(
+        self, old: Collection, staged: reembedding.Staged | None, progress: reembedding.Progress
+    ) -> Collection:
+        """The new version, opened, in the old one's place."""
         progress(1.0, "writing")
         async with self._making:
             if self._collections.get(old.name) is not old or old.closed:
@@ -290,10 +302,7 @@ class LanceDocuments:
                 raise self._gone(old.name)
             self._collections[old.name] = new
             await old.close()
-        await asyncio.to_thread(staged.remove)
-        rows = new.statistics.rows
-        _log.info("mesh.documents.reembedded", collection=old.name, documents=rows)
-        return Reembedded(rows, old.fingerprint, new.fingerprint, new.data_version)
+            return new
 
     # -- replicas ----------------------------------------------------------------------------------
 

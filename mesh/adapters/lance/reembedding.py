@@ -17,7 +17,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -181,15 +181,27 @@ def staging_file(folder: Path, collection: str) -> Path:
     return folder / f"{collection}.reembedding"
 
 
-async def stage(
-    collection: Collection, staged: Staged, embedder: Embedder, progress: Progress
-) -> None:
-    """Embed every text that has no vector yet. May be cancelled, and done again.
+async def staged(
+    collection: Collection, file: Path, embedder: Embedder, progress: Progress
+) -> Staged:
+    """Vectors of all texts; those that an earlier run staged are not made again. May be cancelled.
 
     Raises:
         MeshError: The embedder's, or the table cannot be read.
         ClosedError: It was dropped.
     """
+    found = await asyncio.to_thread(lambda: Staged(file, embedder=embedder.id, dim=embedder.dim))
+    try:
+        await _stage(collection, found, embedder, progress)
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+async def _stage(
+    collection: Collection, staged: Staged, embedder: Embedder, progress: Progress
+) -> None:
     rows, done = collection.statistics.rows, 0
     async with aclosing(collection.scan(["content"], _BATCH)) as batches:
         async for batch in batches:
@@ -205,9 +217,10 @@ async def stage(
 
 
 async def rewrite(
-    connection: AsyncConnection, collection: Collection, staged: Staged, embedder: Embedder
+    connection: AsyncConnection, collection: Collection, staged: Staged | None, embedder: Embedder
 ) -> None:
-    """Make the new version: the same documents with staged vectors and today's terms.
+    """Make the new version: the same documents with staged vectors (None: with those they have)
+    and today's terms.
 
     Raises:
         RuntimeError: LanceDB's; the old version stays.
@@ -215,7 +228,7 @@ async def rewrite(
     """
     old = collection.layout
     layout = schema.made_anew(old, embedder.dim, embedder=embedder.id)
-    kept = [name for name in old.names if name != "vector"]
+    kept = [name for name in old.names if name != "vector" or staged is None]
     loop = asyncio.get_running_loop()
 
     def rows(batches: AsyncIterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -240,14 +253,15 @@ async def _next(batches: AsyncIterator[pa.RecordBatch]) -> pa.RecordBatch | None
     return await anext(batches, None)
 
 
-def _made_anew(old: pa.RecordBatch, layout: pa.Schema, staged: Staged) -> pa.RecordBatch:
+def _made_anew(old: pa.RecordBatch, layout: pa.Schema, staged: Staged | None) -> pa.RecordBatch:
     texts = _texts(old)
     words = [text.terms(content) for content in texts]
-    made = {
-        "vector": schema.vector_array(staged.vectors(texts), layout),
+    made: dict[str, Any] = {
         "words": pa.array([" ".join(found) for found in words], pa.utf8()),
         "length": pa.array([len(found) for found in words], pa.int32()),
     }
+    if staged is not None:
+        made["vector"] = schema.vector_array(staged.vectors(texts), layout)
     arrays = [made[name] if name in made else old.column(name) for name in layout.names]
     return pa.RecordBatch.from_arrays(arrays, schema=layout)
 
