@@ -74,9 +74,7 @@ class Reader:
         if query.vector is None:
             return None
         search = self._table.query().nearest_to(query.vector).distance_type("cosine")
-        search = self._contents.vector_index.applied(
-            search, filtered=chosen is not None
-        )
+        search = self._contents.vector_index.applied(search, filtered=chosen is not None)
         columns = [*candidates.COLUMNS, "_distance"]
         return await self._search(search, chosen, columns, _more(query.depth))
 
