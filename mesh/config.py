@@ -158,6 +158,10 @@ class SearchConfig(Settings, frozen=True, kw_only=True):
     deduplicate: bool = True
     max_queries: Annotated[int, Meta(ge=1, le=64)] = 4
     """LanceDB queries at once per node; more only makes all of them slower."""
+    cache_mb: Annotated[float, Meta(ge=0, le=65_536)] = 64
+    """Answers that a caller keeps, all together; 0: none."""
+    cache_ttl_s: Annotated[float, Meta(ge=0, le=900)] = 900.0
+    """How long at most; a write ends it sooner. 0: not at all."""
 
 
 class MasterConfig(Settings, frozen=True, kw_only=True):

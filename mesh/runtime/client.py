@@ -15,6 +15,7 @@ from mesh.errors import InvalidError, NotFoundError
 from mesh.ports import Bus, Clock, QueueDoor
 from mesh.runtime.access_api import AccessApi
 from mesh.runtime.actions_api import ActionsApi
+from mesh.runtime.answer_cache import AnswerCache
 from mesh.runtime.caller import Caller
 from mesh.runtime.federation import Federation
 from mesh.runtime.peers import Group
@@ -23,6 +24,7 @@ from mesh.runtime.sagas_api import SagasApi
 from mesh.types import MergeStrategy, Require, SearchMode
 from mesh.wire import codec
 from mesh.wire.messages import (
+    CacheStats,
     PingRequest,
     PingResult,
     SearchRequest,
@@ -53,19 +55,21 @@ class MeshClient(ActionsApi):
         """
         self._bus = bus
         caller = Caller(bus, clock, config)
+        self._cache = AnswerCache(clock, config)
         super().__init__(
             caller,
-            Routes(bus, caller, clock),
+            Routes(bus, caller, clock, heard=self._cache.routes_heard),
             queue,
             identity=bus.identity,
             config=config,
             clock=clock,
+            acted=self._cache.acted,
         )
         self.access = AccessApi(self._caller)
         """Keys and tokens."""
         self.sagas = SagasApi(self._caller, clock)
         """Several actions, or none of them."""
-        self._federation = Federation(self._caller, clock)
+        self._federation = Federation(self._caller, clock, self._cache)
         self._shards: tuple[RouteTable, dict[str, Group]] = (self.routes, {})
         """Who answers pings for a shard, by that table."""
 
@@ -81,12 +85,14 @@ class MeshClient(ActionsApi):
         await self.close()
 
     async def start(self) -> None:
-        """Hear of routes from now on, and know the present ones."""
+        """Hear of routes and writes from now on, and know the present ones."""
+        await self._cache.start(self._bus)  # first: no write is missed after the table
         await self._routes.start()
 
     async def close(self) -> None:
         """Hang up."""
         await self._routes.stop()
+        await self._cache.stop()
         self._caller.close()
         await self._bus.close()
 
@@ -117,6 +123,7 @@ class MeshClient(ActionsApi):
         timeout_ms: int | None = None,
         deduplicate: bool | None = None,
         explain: bool = False,
+        cache: bool = True,
     ) -> SearchResult:
         """Search all nodes as if they were one index.
 
@@ -133,6 +140,8 @@ class MeshClient(ActionsApi):
             timeout_ms: Back by then, with what came.
             deduplicate: Keep one of equal documents of a collection.
             explain: Give each hit's parts.
+            cache: Take an answer that is still true from what this client keeps, if it has one,
+                and keep this one. False: ask the nodes in any case.
 
         When the task that awaits it is cancelled, the nodes stop their work for it.
 
@@ -152,6 +161,7 @@ class MeshClient(ActionsApi):
             "timeout_ms": settings.timeout_ms if timeout_ms is None else timeout_ms,
             "deduplicate": settings.deduplicate if deduplicate is None else deduplicate,
             "explain": explain,
+            "cache": cache,
         }
         asked = {"query": query, "limit": limit, "options": options}
         return await self.submit(codec.convert(asked, SearchRequest))
@@ -188,6 +198,14 @@ class MeshClient(ActionsApi):
             options = msgspec.structs.replace(options, timeout_ms=max(1, left_ms))
             request = msgspec.structs.replace(request, options=options)
             return await self._federation.search(request, self.routes)
+
+    def cache_stats(self) -> CacheStats:
+        """What this client keeps of answers, and how often that was of use."""
+        return self._cache.stats()
+
+    def clear_cache(self) -> int:
+        """Forget all answers this client keeps; how many there were."""
+        return self._cache.clear()
 
     # -- signs of life -----------------------------------------------------------------------------
 

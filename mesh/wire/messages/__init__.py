@@ -131,6 +131,10 @@ from mesh.wire.messages.sagas import SagaShow as SagaShow
 from mesh.wire.messages.sagas import SagasQuery as SagasQuery
 from mesh.wire.messages.sagas import SagaStep as SagaStep
 from mesh.wire.messages.sagas import SagaStepDefinition as SagaStepDefinition
+from mesh.wire.messages.search import CacheReport as CacheReport
+from mesh.wire.messages.search import CacheReports as CacheReports
+from mesh.wire.messages.search import CacheRequest as CacheRequest
+from mesh.wire.messages.search import CacheStats as CacheStats
 from mesh.wire.messages.search import Candidate as Candidate
 from mesh.wire.messages.search import Candidates as Candidates
 from mesh.wire.messages.search import FetchRequest as FetchRequest

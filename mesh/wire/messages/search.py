@@ -33,6 +33,8 @@ class SearchOptions(Wire, frozen=True, kw_only=True):
     timeout_ms: Annotated[int, Meta(ge=1, le=60_000)] = 800
     deduplicate: bool = True
     explain: bool = False
+    cache: bool = True
+    """False: the answer is neither taken from what the caller keeps nor kept."""
 
 
 class SearchRequest(Request, frozen=True, kw_only=True):
@@ -148,6 +150,48 @@ class SearchResult(Wire, frozen=True, kw_only=True, omit_defaults=False):
     shards: Shards
     id: str = ""
     """Of the request: what `meshctl explain` takes."""
+    cached: bool = False
+    """It was asked for before, and nothing has been written since: no node was asked."""
+
+
+class CacheRequest(Request, frozen=True, kw_only=True):
+    """Ask the gateways for their caches of answers."""
+
+    clear: bool = False
+    """Forget all answers first."""
+
+
+class CacheStats(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """A cache of answers, since its process started."""
+
+    entries: int
+    bytes: int
+    max_bytes: int
+    """0: it is off."""
+    hits: int
+    misses: int
+    evictions: int
+    """Answers that had to go before their time, for want of room."""
+    shared: int
+    """Searches that took the answer of one that was under way already; misses, too."""
+    hit_rate: float | None
+    """Hits by hits and misses; None: nothing was asked yet."""
+
+
+class CacheReport(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """What one gateway says of its cache."""
+
+    gateway: str
+    """Host and process id."""
+    stats: CacheStats
+    cleared: int | None = None
+    """How many answers were forgotten; None: that was not asked for."""
+
+
+class CacheReports(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """By gateway."""
+
+    gateways: list[CacheReport]
 
 
 class FetchRequest(Request, frozen=True, kw_only=True):
