@@ -121,6 +121,7 @@ class Service:
                     else options.deduplicate
                 ),
                 explain=options.explain,
+                cache=options.cache,
             ),
         )
         try:

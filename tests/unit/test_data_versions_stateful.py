@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from mesh.core.data_versions import DataVersions, Shard
 from mesh.core.result_cache import ResultCache
@@ -34,9 +35,9 @@ class FreshnessMachine(RuleBasedStateMachine):
         self.least = dict.fromkeys(NODES, 0)
         """What the caller was told of by somebody who had it from the node."""
         self.turn = 0
-        self.asking: list[tuple[tuple[object, ...], dict, dict[str, int]]] = []
+        self.asking: list[tuple[bytes, dict, dict[str, int]]] = []
         self.beat()
-        self.hear_table(0)
+        self.hear_table(1)
 
     # -- what happens ----------------------------------------------------------------------------
 
@@ -76,21 +77,23 @@ class FreshnessMachine(RuleBasedStateMachine):
 
     # -- what is heard ---------------------------------------------------------------------------
 
-    @rule(number=st.integers(0, 20))
-    def hear_table(self, number: int) -> None:
-        if self.tables:
-            table = self.tables[number % len(self.tables)]
-            self.versions.adopt(table, self.now)
-            for node, route in table.nodes.items():
-                self.told(node, route.collections[0].data_version)
+    @rule(back=st.integers(1, 4))
+    def hear_table(self, back: int) -> None:
+        """One of the last."""
+        told = self.tables[-back:][0]
+        nodes = [msgspec.structs.replace(node) for node in told.nodes.values()]
+        table = RouteTable(epoch=1, version=told.version, nodes=nodes)
+        self.versions.adopt(table, self.now)
+        for node, route in table.nodes.items():
+            self.told(node, route.collections[0].data_version)
 
-    @rule(number=st.integers(0, 20))
-    def hear_event(self, number: int) -> None:
-        if self.events:
-            node, life, version = self.events[number % len(self.events)]
-            self.versions.changed(node, life, "notes", version, self.now)
-            if life == self.lives[node]:  # of an earlier life only what came in time counts
-                self.told(node, version)
+    @precondition(lambda self: self.events)
+    @rule(back=st.integers(1, 4))
+    def hear_event(self, back: int) -> None:
+        node, life, version = self.events[-back:][0]
+        self.versions.changed(node, life, "notes", version, self.now)
+        if life == self.lives[node]:  # of an earlier life only what came in time counts
+            self.told(node, version)
 
     @rule(node=st.sampled_from(NODES), known=st.booleans())
     def write_oneself(self, node: str, known: bool) -> None:
@@ -103,28 +106,29 @@ class FreshnessMachine(RuleBasedStateMachine):
 
     # -- searching -------------------------------------------------------------------------------
 
-    @rule(replica=st.sampled_from(["b", "c"]))
-    def search(self, replica: str) -> None:
-        stamp = self.versions.stamp(SHARDS)
+    @rule(replica=st.sampled_from([None, None, "b", "c"]), late=st.booleans())
+    def search(self, replica: str | None, late: bool) -> None:
+        """All, or the shard alone that has no replicas; answered at once, or later than others."""
+        stamp = self.versions.stamp(SHARDS if replica else SHARDS[:1])
         assert stamp is not None
         if self.now < stamp.settled_at:
             return
         kept = self.cache.get(stamp.digest, self.now)
         if kept is None:
-            answer = {node: self.actual[node] for node in ("a", replica)}
-            self.asking.append(((stamp.digest,), dict(stamp.versions), answer))
+            answer = {node: self.actual[node] for node in ("a", replica) if node}
+            self.asking.append((stamp.digest, dict(stamp.versions), answer))
+            if not late:
+                self.answered(len(self.asking) - 1)
             return
         for node, version in eval(kept).items():  # noqa: S307 (our own repr)
             assert version >= self.least[node], f"{node}: {version} of {self.least}"
 
+    @precondition(lambda self: self.asking)
     @rule(number=st.integers(0, 5))
     def answered(self, number: int) -> None:
-        """Later than others, with writes in between."""
-        if not self.asking:
-            return
         key, versions, answer = self.asking.pop(number % len(self.asking))
         if all(versions[node, "notes"] == version for node, version in answer.items()):
-            self.cache.put(key[0], repr(answer).encode(), self.now)
+            self.cache.put(key, repr(answer).encode(), self.now)
         for node, version in answer.items():
             self.versions.seen(node, "notes", version, self.now)
 
