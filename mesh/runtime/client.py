@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,11 +12,12 @@ from uuid_utils import uuid7
 from mesh.config import MeshConfig
 from mesh.core.route_table import RouteTable
 from mesh.errors import InvalidError, NotFoundError
-from mesh.ports import Bus, Clock, QueueDoor
+from mesh.ports import Bus, Clock, Embedder, QueueDoor
 from mesh.runtime.access_api import AccessApi
 from mesh.runtime.actions_api import ActionsApi
 from mesh.runtime.answer_cache import AnswerCache
 from mesh.runtime.caller import Caller
+from mesh.runtime.common_embedder import CommonEmbedder
 from mesh.runtime.federation import Federation
 from mesh.runtime.peers import Group
 from mesh.runtime.routes import Routes
@@ -45,13 +46,21 @@ class MeshClient(ActionsApi):
     """
 
     def __init__(
-        self, bus: Bus, config: MeshConfig, clock: Clock, *, queue: QueueDoor | None = None
+        self,
+        bus: Bus,
+        config: MeshConfig,
+        clock: Clock,
+        *,
+        queue: QueueDoor | None = None,
+        embedder: Callable[[], Embedder] | None = None,
     ) -> None:
         """Args:
         bus: Open; the client closes it.
         config: Settings.
         clock: Time.
         queue: Where actions wait for nodes that are away; None: none can be queued.
+        embedder: Loads the one that compares what nodes with different embedders found; called in
+            a thread when such nodes are searched. None: their cosines are only scaled.
         """
         self._bus = bus
         caller = Caller(bus, clock, config)
@@ -69,7 +78,8 @@ class MeshClient(ActionsApi):
         """Keys and tokens."""
         self.sagas = SagasApi(self._caller, clock)
         """Several actions, or none of them."""
-        self._federation = Federation(self._caller, clock, self._cache)
+        self._common = None if embedder is None else CommonEmbedder(embedder, clock)
+        self._federation = Federation(self._caller, clock, self._cache, self._common)
         self._shards: tuple[RouteTable, dict[str, Group]] = (self.routes, {})
         """Who answers pings for a shard, by that table."""
 
@@ -93,6 +103,8 @@ class MeshClient(ActionsApi):
         """Hang up."""
         await self._routes.stop()
         await self._cache.stop()
+        if self._common is not None:
+            await self._common.close()
         self._caller.close()
         await self._bus.close()
 

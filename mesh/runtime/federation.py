@@ -20,6 +20,7 @@ from mesh.errors import DeadlineExceededError, MeshError
 from mesh.ports import Clock
 from mesh.runtime.answer_cache import AnswerCache, Place
 from mesh.runtime.caller import Caller
+from mesh.runtime.common_embedder import CommonEmbedder, compared, mixes, needs_comparison
 from mesh.runtime.peers import Group
 from mesh.runtime.results import TextKey, coverage, missing_texts, search_result
 from mesh.runtime.search_plan import Part, Plan, plan
@@ -55,13 +56,21 @@ _Shared = tuple[SearchResult, bytes | None]
 class Federation:
     """Searches over all nodes, for one client."""
 
-    def __init__(self, caller: Caller, clock: Clock, cache: AnswerCache | None = None) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        clock: Clock,
+        cache: AnswerCache | None = None,
+        common: CommonEmbedder | None = None,
+    ) -> None:
         """Args:
         caller: Asks.
         clock: Time.
         cache: Of answers; None: every search asks the nodes.
+        common: Makes cosines of different embedders comparable; None: nothing does.
         """
         self._caller = caller
+        self._common = common
         self._clock = clock
         self._cache = cache
         self._flights: SingleFlight[_Shared] = SingleFlight()
@@ -168,13 +177,22 @@ class Federation:
     ) -> SearchResult:
         options = request.options
         give_up = began + options.timeout_ms / 1000
-        outcomes = await self._scatter(request, chosen, give_up)
+        mixed = self._common is not None and mixes(chosen.fingerprints, options)
+        if mixed and self._common is not None:
+            self._common.prepare()
+        outcomes = await self._scatter(request, chosen, give_up, mixed=mixed)
         refuse_what_all_refuse([part for _, part in outcomes])
         reports = reports_of(outcomes, filtered=bool(options.filters)) + chosen.reports
         reports.sort(key=_place)
         shards = coverage(reports)
         require(request, shards, [part for _, part in outcomes if isinstance(part, MeshError)])
         parts = [part for _, part in outcomes if isinstance(part, Candidates)]
+        scaled = ""
+        if mixed or needs_comparison(parts, options):
+            parts, scaled = await compared(self._common, request, parts, give_up)
+        if scaled:
+            reports = [_scaled(report, scaled) for report in reports]
+            shards = coverage(reports)
         ranking = rank(
             parts,
             mode=options.mode,
@@ -195,13 +213,19 @@ class Federation:
             duration_ms=(self._clock.monotonic() - began) * 1000,
             id=request.id,
         )
-        if place is not None and self._cache is not None:
+        if place is not None and self._cache is not None and not scaled:
             self._cache.keep(place, answer, parts, began)
         return answer
 
-    async def _scatter(self, request: SearchRequest, chosen: Plan, give_up: float) -> list[Outcome]:
+    async def _scatter(
+        self, request: SearchRequest, chosen: Plan, give_up: float, *, mixed: bool
+    ) -> list[Outcome]:
         """What came of each part by the deadline."""
         left_s = give_up - self._clock.monotonic()
+        if mixed and request.options.threshold is not None:
+            # A threshold is a cosine of one embedder: who has another cannot cut by it.
+            options = msgspec.structs.replace(request.options, threshold=0.0)
+            request = msgspec.structs.replace(request, options=options)
         asking = [self._ask(part, request, left_s) for part in chosen.parts]
         if not asking:
             return []
@@ -310,6 +334,10 @@ def _copied(shared: _Shared) -> SearchResult:
 
 def _names(names: Sequence[str] | None) -> _Names:
     return None if names is None else tuple(names)
+
+
+def _scaled(report: ShardReport, why: str) -> ShardReport:
+    return msgspec.structs.replace(report, reason=why) if report.status == "ok" else report
 
 
 def _place(report: ShardReport) -> tuple[str, str]:
