@@ -111,9 +111,7 @@ class SearchOptions(Strict, frozen=True, kw_only=True):
     explain: Annotated[bool, Meta(description="Give the parts of each score.")] = False
     cache: Annotated[
         bool,
-        Meta(
-            description="False: the answer is neither taken from the gateway's cache nor kept in it."
-        ),
+        Meta(description="False: the answer is neither taken from the gateway's cache nor kept."),
     ] = True
 
     def __post_init__(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,12 +65,15 @@ async def gateway(config: MeshConfig) -> AsyncIterator[Gateway]:
     bus = await connect_bus(None, config.nats, login=login, patience_s=PATIENCE_S)
     client = MeshClient(bus, config, clock, queue=JetStreamQueue(bus), embedder=embedder_of(config))
     gatekeeper = Gatekeeper(bus, client.access, verifier, clock)
+    door = client.cache_door(f"{platform.node()}:{os.getpid()}")
     try:
         await client.start()
         await gatekeeper.start()
+        await door.start()
         yield Gateway(client, gatekeeper)
     finally:
         try:
             await gatekeeper.stop()
+            await door.stop()
         finally:
             await client.close()

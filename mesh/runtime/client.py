@@ -16,6 +16,7 @@ from mesh.ports import Bus, Clock, Embedder, QueueDoor
 from mesh.runtime.access_api import AccessApi
 from mesh.runtime.actions_api import ActionsApi
 from mesh.runtime.answer_cache import AnswerCache
+from mesh.runtime.cache_door import CacheDoor, ask_caches
 from mesh.runtime.caller import Caller
 from mesh.runtime.common_embedder import CommonEmbedder
 from mesh.runtime.federation import Federation
@@ -25,6 +26,7 @@ from mesh.runtime.sagas_api import SagasApi
 from mesh.types import MergeStrategy, Require, SearchMode
 from mesh.wire import codec
 from mesh.wire.messages import (
+    CacheReports,
     CacheStats,
     PingRequest,
     PingResult,
@@ -218,6 +220,22 @@ class MeshClient(ActionsApi):
     def clear_cache(self) -> int:
         """Forget all answers this client keeps; how many there were."""
         return self._cache.clear()
+
+    async def caches(self, *, clear: bool = False, window_s: float = 0.3) -> CacheReports:
+        """What each gateway says of the answers it keeps; takes the scope `admin`.
+
+        Args:
+            clear: Have them forget all first.
+            window_s: Those that answer within so many seconds are named.
+
+        Raises:
+            ForbiddenError, DisconnectedError
+        """
+        return await ask_caches(self._bus, clear=clear, window_s=window_s)
+
+    def cache_door(self, name: str) -> CacheDoor:
+        """What answers `caches` for this client, if it is a gateway's; `name` tells it apart."""
+        return CacheDoor(self._bus, self._cache, name)
 
     # -- signs of life -----------------------------------------------------------------------------
 
