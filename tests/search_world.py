@@ -24,10 +24,13 @@ from mesh.wire.messages import (
     Candidates,
     Changed,
     CollectionInfo,
+    FetchRequest,
+    FetchResult,
     RouteNode,
     RouteUpdate,
     SearchRequest,
     ShardHits,
+    StoredDocument,
 )
 
 NOTES = "notes"
@@ -47,6 +50,10 @@ class ScriptedNode:
         self.health = Health.HEALTHY
         self.after_s = 0.01
         self.hung = False
+        self.long = False
+        """Its text does not come along."""
+        self.mute = False
+        """It gives no text when it is fetched."""
         self.error: MeshError | None = None
         self.searches: list[SearchRequest] = []
         self.cancels = 0
@@ -79,7 +86,7 @@ class ScriptedNode:
             length=1,
             tf=[1],
             hash=self.slug,
-            content=f"version {self.version}",
+            content=None if self.long else f"version {self.version}",
             metadata={"of": self.slug},
         )
         hits = ShardHits(
@@ -130,6 +137,11 @@ class SearchWorld:
         node = self.nodes[slug]
         if verb == "cancel":
             node.cancels += 1
+        elif verb == "fetch":
+            ids = codec.decode(message.data, FetchRequest).ids
+            texts = [StoredDocument(id=name, content=f"version {node.version}") for name in ids]
+            if not node.mute:
+                self._later(0.001, message.reply, codec.ok(FetchResult(documents=texts)))
         elif verb == "search":
             node.searches.append(codec.decode(message.data, SearchRequest))
             reply = (

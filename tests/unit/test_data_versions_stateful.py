@@ -120,7 +120,7 @@ class FreshnessMachine(RuleBasedStateMachine):
             if not late:
                 self.answered(len(self.asking) - 1)
             return
-        for node, version in eval(kept).items():  # noqa: S307 (our own repr)
+        for node, version in eval(kept).items():
             assert version >= self.least[node], f"{node}: {version} of {self.least}"
 
     @precondition(lambda self: self.asking)

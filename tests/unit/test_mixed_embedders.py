@@ -86,7 +86,7 @@ async def test_texts_of_others_are_embedded_and_ours_are_as_they_came():
     assert found["a0"] == (0.4, True)
     for number, text in enumerate(TEXTS):
         cosine = own(text)
-        expected = cosine if cosine else found[f"b{number}"][0]
+        expected = cosine or found[f"b{number}"][0]
         assert found[f"b{number}"] == (expected, expected >= HASH.default_threshold)
     assert found["b0"][0] == pytest.approx(1)
     assert {shard.fingerprint for one in judged for shard in one.shards} == {HASH.id}

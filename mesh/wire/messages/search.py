@@ -47,7 +47,7 @@ class SearchRequest(Request, frozen=True, kw_only=True):
     """True: answer with `Candidates` for a caller that merges; else with a `SearchResult`."""
 
 
-class Candidate(Wire, frozen=True, kw_only=True):
+class Candidate(Wire, frozen=True, kw_only=True, gc=False):
     """A document that one of the legs found, with what ranking it globally takes."""
 
     id: str
