@@ -25,6 +25,8 @@ log = structlog.get_logger()
 _CHUNK = 32
 """Texts embedded at a time; in between the clock is looked at."""
 _MOST_VECTORS = 8192
+SCALED = "embedders differ, and their cosines were only scaled"
+"""Begins the reason of shards that answered whole, and whose order among others is a guess."""
 _AGAIN_S = 60.0
 """Before another try to load what could not be loaded."""
 
@@ -221,4 +223,4 @@ async def compared(
                     return rescaled, ""
                 why = "too few texts came along"
         why = common.why or why
-    return own, f"embedders differ, and their cosines were only scaled: {why}"
+    return own, f"{SCALED}: {why}"

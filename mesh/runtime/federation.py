@@ -37,6 +37,7 @@ from mesh.wire.messages import (
     Candidates,
     FetchRequest,
     FetchResult,
+    FoundCandidates,
     SearchRequest,
     SearchResult,
     ShardReport,
@@ -264,7 +265,7 @@ class Federation:
         )
         try:
             node, found = await self._caller.any(
-                part.searched, asked, Candidates, timeout_s, trace=request.id
+                part.searched, asked, FoundCandidates, timeout_s, trace=request.id
             )
         except MeshError as error:
             return error

@@ -68,14 +68,15 @@ def require(request: SearchRequest, shards: Shards, errors: Sequence[MeshError])
 
 
 def _answered(part: Part, found: Candidates, *, filtered: bool) -> list[ShardReport]:
-    came = {hits.collection for hits in found.shards}
+    came = {hits.collection: hits for hits in found.shards}
     absent = ("skipped", "it cannot be filtered") if filtered else ("failed", "it is gone there")
     reports = []
     for place in part.places:
         if (why := found.failed.get(place.collection)) is not None:
             reports.append(report(place, found.node, "failed", why))
-        elif place.collection in came:
-            reports.append(report(place, found.node, "ok", "", found.took_ms))
+        elif (hits := came.get(place.collection)) is not None:
+            how = ("skipped", "it lacks a column of the filter") if hits.unmatched else ("ok", "")
+            reports.append(report(place, found.node, *how, found.took_ms))
         else:
             reports.append(report(place, found.node, *absent))
     return reports

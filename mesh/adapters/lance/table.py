@@ -411,7 +411,9 @@ class Collection:
             fingerprint=self._embedder.id,
             data_version=self.data_version,
         )
-        if filters is None or not rows:
+        if filters is None:
+            return msgspec.structs.replace(hits, unmatched=True)
+        if not rows:
             return hits
         chosen = expressions.all_of(expressions.each(filters)) if filters else None
         with self._reading():

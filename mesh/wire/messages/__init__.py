@@ -139,6 +139,7 @@ from mesh.wire.messages.search import Candidate as Candidate
 from mesh.wire.messages.search import Candidates as Candidates
 from mesh.wire.messages.search import FetchRequest as FetchRequest
 from mesh.wire.messages.search import FetchResult as FetchResult
+from mesh.wire.messages.search import FoundCandidates as FoundCandidates
 from mesh.wire.messages.search import Hit as Hit
 from mesh.wire.messages.search import SearchOptions as SearchOptions
 from mesh.wire.messages.search import SearchRequest as SearchRequest
@@ -147,6 +148,7 @@ from mesh.wire.messages.search import ShardHits as ShardHits
 from mesh.wire.messages.search import ShardReport as ShardReport
 from mesh.wire.messages.search import Shards as Shards
 from mesh.wire.messages.search import StoredDocument as StoredDocument
+from mesh.wire.messages.search import metadata_of as metadata_of
 from mesh.wire.messages.writes import AppliedPage as AppliedPage
 from mesh.wire.messages.writes import AppliedWrite as AppliedWrite
 from mesh.wire.messages.writes import Change as Change

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta
 
 from mesh.types import MergeStrategy, Require, SearchMode
@@ -82,6 +83,8 @@ class ShardHits(Wire, frozen=True, kw_only=True):
     fingerprint: str
     data_version: int
     candidates: list[Candidate] = []
+    unmatched: bool = False
+    """It lacks a column that is filtered by: nothing can match. Its statistics count."""
 
 
 class Candidates(Wire, frozen=True, kw_only=True):
@@ -93,6 +96,36 @@ class Candidates(Wire, frozen=True, kw_only=True):
     took_ms: float = 0.0
     failed: dict[str, str] = {}
     """Collections that gave nothing, and why."""
+
+
+class _FoundCandidate(Candidate, frozen=True, kw_only=True, gc=False):
+    metadata: msgspec.Raw = msgspec.Raw(b"{}")  # type: ignore[assignment]
+
+
+class _FoundShard(ShardHits, frozen=True, kw_only=True):
+    candidates: list[_FoundCandidate] = []  # type: ignore[assignment]
+
+
+class FoundCandidates(Candidates, frozen=True, kw_only=True):
+    """`Candidates` as a caller that merges reads them: of hundreds ten are shown, and only these
+    have their metadata read (`metadata_of`). On the wire they are the same.
+    """
+
+    shards: list[_FoundShard]  # type: ignore[assignment]
+
+
+def metadata_of(candidate: Candidate) -> dict[str, Any]:
+    """Its metadata; none where it is not an object: the node that says so is wrong."""
+    metadata: Any = candidate.metadata
+    if not isinstance(metadata, msgspec.Raw):
+        return candidate.metadata
+    try:
+        return _metadata.decode(metadata)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+
+
+_metadata = msgspec.json.Decoder(dict[str, Any])
 
 
 class Hit(Wire, frozen=True, kw_only=True, omit_defaults=False):
