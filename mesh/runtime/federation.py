@@ -125,8 +125,8 @@ class Federation:
             flight = self._begin(key, request, chosen, place, began)
             return (await self._flights.wait(flight))[0]
         self._cache.shared += 1
-        answer = await self._joined(flight, timeout_s)
-        if answer is None:  # the nodes had less time than this one gives them
+        answer = await self._joined(flight, give_up)
+        if answer is None:
             now = self._clock.monotonic()
             flight = self._flights.find(key, give_up)
             if flight is None:
@@ -153,16 +153,20 @@ class Federation:
         flight = self._flights.begin(key, work, began + timeout_s, timeout_s)
         return flight
 
-    async def _joined(self, flight: Flight[_Shared], timeout_s: float) -> SearchResult | None:
-        """What the other one's search gave; None: with more time there may be more."""
-        hurried = flight.timeout_s < timeout_s
+    async def _joined(self, flight: Flight[_Shared], give_up: float) -> SearchResult | None:
+        """What the other one's search gave; None: it is not whole, and there is more time left than
+        its nodes had.
+        """
         try:
             answer = _copied(await self._flights.wait(flight))
         except MeshError as error:
-            if hurried and error.retryable:
+            if error.retryable and self._has_more(flight, give_up):
                 return None
             raise copy.copy(error) from None  # each of those who wait gets one of his own
-        return None if hurried and answer.partial else answer
+        return None if answer.partial and self._has_more(flight, give_up) else answer
+
+    def _has_more(self, flight: Flight[_Shared], give_up: float) -> bool:
+        return give_up - self._clock.monotonic() > flight.timeout_s
 
     def _own(
         self, answer: SearchResult, request: SearchRequest, began: float, *, cached: bool

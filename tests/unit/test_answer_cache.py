@@ -387,6 +387,21 @@ async def test_who_has_more_time_uses_it():
 
 
 @virtual
+async def test_who_has_little_more_time_takes_what_there_is():
+    """To ask again with less time than the nodes had would only give less."""
+    a, b = two()
+    b.hung = True
+    async with SearchWorld(a, b) as world:
+        hurried = asyncio.create_task(world.search(timeout_ms=400))
+        await asyncio.sleep(0.01)
+        answer = await world.search(timeout_ms=700)
+        assert answer.partial
+        assert answer.count == 1
+        assert len(a.searches) == 1
+        await hurried
+
+
+@virtual
 async def test_a_failure_is_everybodys():
     a, b = two()
     a.error = b.error = OverloadedError("full")
