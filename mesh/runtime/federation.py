@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -31,8 +30,7 @@ from mesh.runtime.shard_reports import (
     require,
     without_texts,
 )
-from mesh.runtime.single_flight import Flight, SingleFlight
-from mesh.wire import codec
+from mesh.runtime.shared_searches import SharedSearches
 from mesh.wire.messages import (
     Candidates,
     FetchRequest,
@@ -50,8 +48,6 @@ _FETCH_GRACE_S = 0.035
 """Long texts of the final hits may come so long after it."""
 _MOST_PLANS = 256
 _Names = tuple[str, ...] | None
-_Shared = tuple[SearchResult, bytes | None]
-"""An answer, and as JSON where several wait for it: nobody can change it for the others."""
 
 
 class Federation:
@@ -74,7 +70,8 @@ class Federation:
         self._common = common
         self._clock = clock
         self._cache = cache
-        self._flights: SingleFlight[_Shared] = SingleFlight()
+        if cache is not None:
+            self._shared = SharedSearches(cache, clock, self._scattered)
         self._table: RouteTable | None = None
         self._plans: dict[tuple[_Names, _Names], Plan] = {}
         """Of this table, by the collections and nodes asked for."""
@@ -92,10 +89,9 @@ class Federation:
         """
         began = self._clock.monotonic()
         chosen = self._plan(request, table)
-        place = self._cache.place(request, chosen, began) if self._cache is not None else None
-        if place is None:
+        if self._cache is None or (place := self._cache.place(request, chosen, began)) is None:
             return await self._scattered(request, chosen, None, began)
-        return await self._once(request, chosen, place, began)
+        return await self._shared.answer(request, chosen, place, began)
 
     def _plan(self, request: SearchRequest, table: RouteTable) -> Plan:
         """`plan`, made once for as long as the table stays."""
@@ -109,71 +105,6 @@ class Federation:
         if known is None:
             known = self._plans[key] = plan(table, request)
         return known
-
-    # -- once for all who ask the same -------------------------------------------------------------
-
-    async def _once(
-        self, request: SearchRequest, chosen: Plan, place: Place, began: float
-    ) -> SearchResult:
-        assert self._cache is not None  # noqa: S101 (it made the place)
-        if (kept := self._cache.get(place, began)) is not None:
-            return self._own(kept, request, began, cached=True)
-        timeout_s = request.options.timeout_ms / 1000
-        give_up, key = began + timeout_s, (*place.key, request.options.require)
-        flight = self._flights.find(key, give_up)
-        if flight is None:
-            flight = self._begin(key, request, chosen, place, began)
-            return (await self._flights.wait(flight))[0]
-        self._cache.shared += 1
-        answer = await self._joined(flight, give_up)
-        if answer is None:
-            now = self._clock.monotonic()
-            flight = self._flights.find(key, give_up)
-            if flight is None:
-                left_ms = max(1, int((give_up - now) * 1000))  # others find it in time
-                options = msgspec.structs.replace(request.options, timeout_ms=left_ms)
-                again = msgspec.structs.replace(request, options=options)
-                flight = self._begin(key, again, chosen, place, now)
-            answer = _copied(await self._flights.wait(flight))
-        return self._own(answer, request, began, cached=False)
-
-    def _begin(
-        self,
-        key: tuple[object, ...],
-        request: SearchRequest,
-        chosen: Plan,
-        place: Place,
-        began: float,
-    ) -> Flight[_Shared]:
-        async def work() -> _Shared:
-            answer = await self._scattered(request, chosen, place, began)
-            return answer, codec.encode(answer) if flight.waiters > 1 else None
-
-        timeout_s = request.options.timeout_ms / 1000
-        flight = self._flights.begin(key, work, began + timeout_s, timeout_s)
-        return flight
-
-    async def _joined(self, flight: Flight[_Shared], give_up: float) -> SearchResult | None:
-        """What the other one's search gave; None: it is not whole, and there is more time left than
-        its nodes had.
-        """
-        try:
-            answer = _copied(await self._flights.wait(flight))
-        except MeshError as error:
-            if error.retryable and self._has_more(flight, give_up):
-                return None
-            raise copy.copy(error) from None  # each of those who wait gets one of his own
-        return None if answer.partial and self._has_more(flight, give_up) else answer
-
-    def _has_more(self, flight: Flight[_Shared], give_up: float) -> bool:
-        return give_up - self._clock.monotonic() > flight.timeout_s
-
-    def _own(
-        self, answer: SearchResult, request: SearchRequest, began: float, *, cached: bool
-    ) -> SearchResult:
-        """Somebody else's answer, as that to this request."""
-        took_ms = round((self._clock.monotonic() - began) * 1000, 3)
-        return msgspec.structs.replace(answer, id=request.id, duration_ms=took_ms, cached=cached)
 
     # -- of the nodes ------------------------------------------------------------------------------
 
@@ -330,11 +261,6 @@ class Federation:
         except MeshError:
             return {}
         return {(node, collection, document.id): document.content for document in answer.documents}
-
-
-def _copied(shared: _Shared) -> SearchResult:
-    answer, encoded = shared
-    return codec.decode(encoded or codec.encode(answer), SearchResult)
 
 
 def _names(names: Sequence[str] | None) -> _Names:
