@@ -179,6 +179,10 @@ class SearchConfig(Settings, frozen=True, kw_only=True):
     """MiB that a node's collections may take in memory together; one that has no room is searched
     on disk. 0: none has.
     """
+    cache_mb: Annotated[float, Meta(ge=0, le=65_536)] = 64
+    """Answers that a caller keeps, all together; 0: none."""
+    cache_ttl_s: Annotated[float, Meta(ge=0, le=900)] = 900.0
+    """How long at most; a write ends it sooner. 0: not at all."""
 
 
 class MasterConfig(Settings, frozen=True, kw_only=True):

@@ -109,6 +109,10 @@ class SearchOptions(Strict, frozen=True, kw_only=True):
         bool | UnsetType, Meta(description="Keep one of equal documents of a collection.")
     ] = UNSET
     explain: Annotated[bool, Meta(description="Give the parts of each score.")] = False
+    cache: Annotated[
+        bool,
+        Meta(description="False: the answer is neither taken from the gateway's cache nor kept."),
+    ] = True
 
     def __post_init__(self) -> None:
         for column, given in self.filters.items():

@@ -61,6 +61,21 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "change_node": {"pause": {"status": "maintenance", "description": "Moves to another host."}},
 }
 
+_CACHE: dict[str, Any] = {
+    "gateway": "web-1:4711",
+    "stats": {
+        "entries": 412,
+        "bytes": 3_145_728,
+        "max_bytes": 67_108_864,
+        "hits": 9000,
+        "misses": 1000,
+        "evictions": 0,
+        "shared": 77,
+        "hit_rate": 0.9,
+    },
+    "cleared": None,
+}
+
 ANSWERS: dict[str, Any] = {
     "search": {
         "results": [
@@ -103,6 +118,7 @@ ANSWERS: dict[str, Any] = {
             ],
         },
         "id": _SEARCH_ID,
+        "cached": False,
     },
     **action_examples.ANSWERS,
     **saga_examples.ANSWERS,
@@ -199,6 +215,12 @@ ANSWERS: dict[str, Any] = {
         "breakers": [
             _BREAKER
             | {"state": "closed", "reason": "", "until": 0, "calls": 0, "failures": 0, "open_at": 0}
+        ]
+    },
+    "cache_stats": {"gateways": [_CACHE]},
+    "clear_cache": {
+        "gateways": [
+            {**_CACHE, "stats": {**_CACHE["stats"], "entries": 0, "bytes": 0}, "cleared": 412}
         ]
     },
     "explain": {

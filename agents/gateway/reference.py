@@ -100,7 +100,8 @@ one that you send (1 to 64 of `A-Za-z0-9_.-`) is taken over. The gateway's log h
 `retry_after_s` is there wherever the answer has a `Retry-After`, with the same seconds.
 
 A search's `id` is what `GET /explain/{{id}}` and `meshctl explain` take. It is the request's id
-where that was made here; under an id that you sent, a search still gets one of its own. An action's
+where that was made here; under an id that you sent, a search still gets one of its own. Of an
+answer that is `cached` there is nothing to explain. An action's
 `id` is its `idempotency_key`, or one that was made.
 
 When to try again:

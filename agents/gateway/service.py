@@ -160,6 +160,7 @@ class Service:
                 self._defaults.deduplicate if options.deduplicate is UNSET else options.deduplicate
             ),
             explain=options.explain,
+            cache=options.cache,
         )
 
     def _searchable(self, asked: list[str] | None, identity: messages.Identity) -> list[str] | None:

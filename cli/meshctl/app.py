@@ -21,6 +21,7 @@ from cli.output import Output
 GROUPS = {
     "nodes": "Register, watch and change the nodes of the mesh.",
     "collections": "List, fill and drop collections.",
+    "cache": "Answers that the gateways keep: how many, how often of use, and forget them.",
     "breakers": "What keeps calls from nodes that fail them: list and reset.",
     "actions": "List and run actions, and see what was run.",
     "sagas": "Several actions, or none of them: run, see, resume and abort.",

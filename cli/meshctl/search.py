@@ -58,6 +58,9 @@ def search(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what each score is made of.")
     ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Ask the nodes, whatever is kept.")
+    ] = False,
 ) -> None:
     """Search all nodes as if they were one index."""
     run = session.of(context)
@@ -78,6 +81,7 @@ def search(
             timeout_ms=timeout_ms,
             deduplicate=False if no_deduplicate else None,
             explain=explain,
+            cache=not no_cache,
         )
 
     answer = run.run(work)
@@ -99,7 +103,7 @@ def _show(out: Output, answer: messages.SearchResult, query: str) -> None:
     if answer.partial:
         for line in missing(answer):
             out.line(line)
-    if answer.id:
+    if answer.id and not answer.cached:
         out.hint(f"why these nodes: meshctl explain {answer.id}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import structlog
 import mesh.adapters.clock as clocks
 from mesh.bootstrap.places import login_of, resolve_nats
 from mesh.config import MeshConfig, NatsConfig
-from mesh.ports import Login
+from mesh.ports import Embedder, Login
 
 if TYPE_CHECKING:
     from mesh.adapters.nats.bus import NatsBus
@@ -48,6 +49,17 @@ async def connect_bus(
 
     login = login or login_of(config)
     return await NatsBus.connect(identity or login.user, config, login=login, patience_s=patience_s)
+
+
+def embedder_of(config: MeshConfig) -> Callable[[], Embedder]:
+    """Loads the embedder of the configuration; nothing of it is imported before."""
+
+    def load() -> Embedder:
+        from mesh.adapters.embedders import load_embedder
+
+        return load_embedder(config.search.embedder)
+
+    return load
 
 
 class connect:  # noqa: N801 (reads as a verb where it is used)
@@ -98,7 +110,13 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
             role="operator",
         )
         bus = await connect_bus(None, nats)
-        client = MeshClient(bus, self._config, clocks.SystemClock(), queue=JetStreamQueue(bus))
+        client = MeshClient(
+            bus,
+            self._config,
+            clocks.SystemClock(),
+            queue=JetStreamQueue(bus),
+            embedder=embedder_of(self._config),
+        )
         try:
             await client.start()
         except BaseException:

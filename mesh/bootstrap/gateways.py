@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import mesh.adapters.clock as clocks
-from mesh.bootstrap.clients import PATIENCE_S, connect_bus
+from mesh.bootstrap.clients import PATIENCE_S, connect_bus, embedder_of
 from mesh.bootstrap.places import login_of
 from mesh.config import MeshConfig
 from mesh.errors import ConfigError
@@ -61,14 +63,17 @@ async def gateway(config: MeshConfig) -> AsyncIterator[Gateway]:
             "mesh's gateway.json"
         )
     bus = await connect_bus(None, config.nats, login=login, patience_s=PATIENCE_S)
-    client = MeshClient(bus, config, clock, queue=JetStreamQueue(bus))
+    client = MeshClient(bus, config, clock, queue=JetStreamQueue(bus), embedder=embedder_of(config))
     gatekeeper = Gatekeeper(bus, client.access, verifier, clock)
+    door = client.cache_door(f"{platform.node()}:{os.getpid()}")
     try:
         await client.start()
         await gatekeeper.start()
+        await door.start()
         yield Gateway(client, gatekeeper)
     finally:
         try:
             await gatekeeper.stop()
+            await door.stop()
         finally:
             await client.close()

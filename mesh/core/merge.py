@@ -15,11 +15,12 @@ starves another, though the order between them is a guess.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
-from operator import attrgetter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise, zip_longest
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
+
+import msgspec
 
 from mesh.core import bm25
 from mesh.types import MergeStrategy, SearchMode
@@ -55,31 +56,40 @@ class Ranking(NamedTuple):
     total: int
 
 
-@dataclass(slots=True)
-class _Entry:
-    """A candidate on its way through the ranking."""
+class _Place(NamedTuple):
+    """Where candidates are from, and what ranking them takes."""
 
     node: str
     collection: str
     shard: str
     fingerprint: str
+    weights: list[float]
+    """Of the part's terms."""
+
+
+class _Entry(msgspec.Struct, gc=False, eq=False):
+    """A candidate that competes."""
+
+    place: _Place
     candidate: Candidate
     bm25: float
-    similarity: float = 0.0
+    similarity: float
     """Cosine on the scale of all fingerprints; never negative."""
     text: float = 0.0
     vector: float = 0.0
     score: float = 0.0
 
 
-def _name(entry: _Entry) -> tuple[str, str, str, str]:
+_Found = tuple[Any, Candidate, _Place]
+"""What one leg found; first what it is ordered by."""
+
+
+def _named(candidate: Candidate, place: _Place) -> tuple[str, str, str, str]:
     """Breaks ties the same way however the documents are split."""
-    return entry.collection, entry.candidate.id, entry.shard, entry.node
+    return place.collection, candidate.id, place.shard, place.node
 
 
-_bm25 = attrgetter("bm25")
-_nearness = attrgetter("similarity", "candidate.cosine")
-"""Nodes cut by the cosine, also where it is negative and the similarity 0."""
+_worth = itemgetter(0)
 _score = attrgetter("score")
 
 
@@ -117,21 +127,30 @@ def rank(
 
 
 def _compete(parts: Sequence[Candidates], mode: SearchMode, limit: int) -> list[_Entry]:
-    """The candidates that one index would have ranked, best first."""
-    entries = sorted(_entries(parts), key=_name)  # what sorts them later keeps this order in ties
-    _scale(entries)
+    """The candidates that one index would have ranked, best first. Of the hundreds that came only
+    those few are looked at closely: this runs for every search.
+    """
+    near, matching, mean, tops = _legs(parts, mode)
     deep = depth(limit)
-    near: list[_Entry] = []
-    matching: list[_Entry] = []
-    if mode != "text":
-        found = [e for e in entries if e.candidate.vector_hit and e.candidate.cosine is not None]
-        near = _best(found, _nearness)[:deep]
-    if mode != "vector":
-        # A hit without any of the terms: its node takes text apart in another way.
-        found = [e for e in entries if e.candidate.text_hit and e.bm25 > 0]
-        matching = _best(found, _bm25)[:deep]
-    chosen = {id(entry) for entry in (*near, *matching)}
-    competing = [entry for entry in entries if id(entry) in chosen]
+    if len(tops) > 1:
+        near = [
+            ((_similarity(cosine, tops, place), cosine), found, place)
+            for cosine, found, place in near
+        ]
+    near, matching = _best(near, deep), _best(matching, deep)
+    scores = {id(found): score for score, found, _ in matching}
+    chosen = {id(found): (found, place) for _, found, place in (*near, *matching)}
+    competing = [
+        _Entry(
+            place,
+            found,
+            scores[key]
+            if key in scores
+            else bm25.score(found.tf, place.weights, found.length, mean),
+            _similarity(found.cosine, tops, place),
+        )
+        for key, (found, place) in chosen.items()
+    ]
     match mode:
         case "vector":
             for entry in competing:
@@ -141,11 +160,43 @@ def _compete(parts: Sequence[Candidates], mode: SearchMode, limit: int) -> list[
                 entry.score = entry.text = entry.bm25
         case "hybrid":
             _fuse(competing, vector_found=bool(near))
-    return _best(competing, _score)
+    competing.sort(key=lambda entry: _named(entry.candidate, entry.place))
+    competing.sort(key=_score, reverse=True)  # equal ones stay in the order of their names
+    return competing
 
 
-def _entries(parts: Sequence[Candidates]) -> Iterator[_Entry]:
-    """Every candidate with its BM25 by the statistics of all shards together."""
+def _legs(
+    parts: Sequence[Candidates], mode: SearchMode
+) -> tuple[list[_Found], list[_Found], float, dict[str, float]]:
+    """What each leg found, by cosine and by the BM25 of all shards' statistics together; the mean
+    length; the best cosine by fingerprint.
+    """
+    weight, mean = _statistics(parts)
+    near: list[_Found] = []
+    matching: list[_Found] = []
+    tops: dict[str, float] = {}
+    wants_near, wants_text, score_of = mode != "text", mode != "vector", bm25.score
+    for part in parts:
+        weights = [weight.get(term, 0.0) for term in part.terms]
+        for shard in part.shards:
+            place = _Place(part.node, shard.collection, shard.shard, shard.fingerprint, weights)
+            top = 0.0
+            hits = len(near)
+            for found in shard.candidates:
+                if wants_near and found.vector_hit and (cosine := found.cosine) is not None:
+                    near.append((cosine, found, place))
+                    top = max(top, cosine)
+                if wants_text and found.text_hit:
+                    score = score_of(found.tf, weights, found.length, mean)
+                    if score > 0:  # else its node takes text apart in another way
+                        matching.append((score, found, place))
+            if len(near) > hits:
+                tops[place.fingerprint] = max(tops.get(place.fingerprint, 0.0), top)
+    return near, matching, mean, tops
+
+
+def _statistics(parts: Sequence[Candidates]) -> tuple[dict[str, float], float]:
+    """The weight of each term, and the mean length, over all shards together."""
     rows = tokens = 0
     df: dict[str, int] = {}
     for part in parts:
@@ -155,38 +206,24 @@ def _entries(parts: Sequence[Candidates]) -> Iterator[_Entry]:
             for term, count in zip(part.terms, shard.df, strict=False):
                 df[term] = df.get(term, 0) + max(count, 0)
     mean = tokens / rows if rows else 0.0
-    weight = {term: bm25.idf(rows, count) for term, count in df.items()}
-    for part in parts:
-        weights = [weight.get(term, 0.0) for term in part.terms]
-        for shard in part.shards:
-            for found in shard.candidates:
-                yield _Entry(
-                    part.node,
-                    shard.collection,
-                    shard.shard,
-                    shard.fingerprint,
-                    found,
-                    bm25.score(found.tf, weights, found.length, mean),
-                )
+    return {term: bm25.idf(rows, count) for term, count in df.items()}, mean
 
 
-def _scale(entries: Sequence[_Entry]) -> None:
-    """Put the cosines of all fingerprints on one scale; with one fingerprint they stay."""
-    best: dict[str, float] = {}
-    for entry in entries:
-        cosine = entry.candidate.cosine
-        if (
-            cosine is not None
-            and entry.candidate.vector_hit
-            and cosine > best.setdefault(entry.fingerprint, 0.0)
-        ):
-            best[entry.fingerprint] = cosine
-    alone = len(best) == 1
-    for entry in entries:
-        top = best.get(entry.fingerprint, 0.0)
-        cosine = entry.candidate.cosine
-        if top > 0 and cosine is not None and cosine > 0:
-            entry.similarity = min(cosine if alone else min(cosine, 1.0) / top, 1.0)
+def _similarity(cosine: float | None, tops: Mapping[str, float], place: _Place) -> float:
+    """The cosine on one scale for all fingerprints; with one fingerprint it stays."""
+    top = tops.get(place.fingerprint, 0.0)
+    if cosine is None or cosine <= 0 or top <= 0:
+        return 0.0
+    return min(cosine if len(tops) == 1 else min(cosine, 1.0) / top, 1.0)
+
+
+def _best(found: list[_Found], most: int) -> list[_Found]:
+    """The highest, in order; equal ones in the order of their names, which are seldom looked at."""
+    found.sort(key=_worth, reverse=True)
+    if any(one[0] == next_[0] for one, next_ in pairwise(found[: most + 1])):
+        found.sort(key=lambda one: _named(one[1], one[2]))
+        found.sort(key=_worth, reverse=True)
+    return found[:most]
 
 
 def _fuse(competing: Sequence[_Entry], *, vector_found: bool) -> None:
@@ -203,11 +240,6 @@ def _fuse(competing: Sequence[_Entry], *, vector_found: bool) -> None:
         entry.score = entry.text + entry.vector
 
 
-def _best(entries: Sequence[_Entry], key: Callable[[_Entry], Any]) -> list[_Entry]:
-    """Highest first; equal ones in the order they came."""
-    return sorted(entries, key=key, reverse=True) if len(entries) > 1 else list(entries)
-
-
 def _interleave(rankings: Sequence[Sequence[_Entry]]) -> Iterator[_Entry]:
     for turn in zip_longest(*rankings):
         yield from (entry for entry in turn if entry is not None)
@@ -218,8 +250,9 @@ def _distinct(entries: Iterable[_Entry]) -> Iterator[_Entry]:
     ids: set[tuple[str, str]] = set()
     hashes: set[tuple[str, str]] = set()
     for entry in entries:
-        by_id = (entry.collection, entry.candidate.id)
-        by_hash = (entry.collection, entry.candidate.hash)
+        collection = entry.place.collection
+        by_id = (collection, entry.candidate.id)
+        by_hash = (collection, entry.candidate.hash)
         if by_id in ids or by_hash in hashes:
             continue
         ids.add(by_id)
@@ -235,9 +268,9 @@ def _ranked(entry: _Entry, explain: bool) -> Ranked:
         if entry.candidate.cosine is not None:
             parts["cosine"] = entry.candidate.cosine
     return Ranked(
-        node=entry.node,
-        collection=entry.collection,
-        shard=entry.shard,
+        node=entry.place.node,
+        collection=entry.place.collection,
+        shard=entry.place.shard,
         candidate=entry.candidate,
         score=entry.score,
         explain=parts,

@@ -103,8 +103,12 @@ def of_user(name: str, scopes: Collection[str]) -> Permissions:
 
 
 def of_gateway() -> Permissions:
-    """It acts for everybody behind it, and says for whom."""
-    return _of_caller("gateway", _EVERYTHING)
+    """It acts for everybody behind it, and says for whom; administrators ask for its cache."""
+    may = _of_caller("gateway", _EVERYTHING)
+    return Permissions(
+        publish=(*may.publish, f"{PREFIX}.re.gateway.>"),
+        subscribe=(*may.subscribe, f"{PREFIX}.rpc.gateway.cache.*"),
+    )
 
 
 def _of_caller(name: str, scopes: Collection[str]) -> Permissions:
@@ -119,7 +123,7 @@ def _of_caller(name: str, scopes: Collection[str]) -> Permissions:
     for action in _actions(scopes):
         publish += [f"{PREFIX}.{kind}.*.{action}.{name}" for kind in ("act", "queue")]
     if "admin" in scopes:
-        publish.append(f"{PREFIX}.master.*.{name}")
+        publish += [f"{PREFIX}.master.*.{name}", subjects.rpc("gateway", "cache", name)]
     elif scopes:
         publish += [subjects.master(verb, name) for verb in _READER]
         if "actions" in scopes:

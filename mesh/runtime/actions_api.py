@@ -71,6 +71,7 @@ class ActionsApi(RegistryApi):
         identity: str,
         config: MeshConfig,
         clock: Clock,
+        acted: Callable[[str, ActionRequest, ActionResult | None], None] | None = None,
     ) -> None:
         """Args:
         caller: Sends.
@@ -79,8 +80,11 @@ class ActionsApi(RegistryApi):
         identity: Whom the broker knows us as.
         config: Defaults.
         clock: Time.
+        acted: Told of every action that was sent: to which node, and its result; None where it
+            failed, or nobody knows what came of it. None: nobody is told.
         """
         super().__init__(caller)
+        self._acted = acted
         self._routes = routes
         self._queue = queue
         self._identity = identity
@@ -139,7 +143,20 @@ class ActionsApi(RegistryApi):
         if self._routes.table.refusal(target):  # it cannot say itself that it would refuse this
             await self._check(action, body, {target: request.id})
         left_s = self._left_s(began, wait_s)
-        return await self._caller.action(target, action, request, ActionResult, left_s)
+        return await self._act(target, request, left_s)
+
+    async def _act(self, node: str, request: ActionRequest, timeout_s: float) -> ActionResult:
+        done: ActionResult | None = None
+        refused = False
+        try:
+            done = await self._caller.action(node, request.action, request, ActionResult, timeout_s)
+        except _REFUSALS:
+            refused = True
+            raise
+        finally:
+            if self._acted is not None and not refused:
+                self._acted(node, request, done)
+        return done
 
     # -- once its node is there --------------------------------------------------------------------
 
@@ -260,7 +277,7 @@ class ActionsApi(RegistryApi):
 
         async def run(slug: str) -> FanOutItem:
             mine = msgspec.structs.replace(request, id=ids[slug])
-            done = await self._caller.action(slug, action, mine, ActionResult, wait_s)
+            done = await self._act(slug, mine, wait_s)
             return FanOutItem(
                 node=slug,
                 success=True,

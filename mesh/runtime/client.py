@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,10 +12,13 @@ from uuid_utils import uuid7
 from mesh.config import MeshConfig
 from mesh.core.route_table import RouteTable
 from mesh.errors import InvalidError, NotFoundError
-from mesh.ports import Bus, Clock, QueueDoor
+from mesh.ports import Bus, Clock, Embedder, QueueDoor
 from mesh.runtime.access_api import AccessApi
 from mesh.runtime.actions_api import ActionsApi
+from mesh.runtime.answer_cache import AnswerCache
+from mesh.runtime.cache_door import CacheDoor, ask_caches
 from mesh.runtime.caller import Caller
+from mesh.runtime.common_embedder import CommonEmbedder
 from mesh.runtime.federation import Federation
 from mesh.runtime.peers import Group
 from mesh.runtime.rag_api import RagApi
@@ -24,6 +27,8 @@ from mesh.runtime.sagas_api import SagasApi
 from mesh.types import MergeStrategy, Require, SearchMode
 from mesh.wire import codec
 from mesh.wire.messages import (
+    CacheReports,
+    CacheStats,
     PingRequest,
     PingResult,
     SearchRequest,
@@ -44,29 +49,40 @@ class MeshClient(ActionsApi, RagApi):
     """
 
     def __init__(
-        self, bus: Bus, config: MeshConfig, clock: Clock, *, queue: QueueDoor | None = None
+        self,
+        bus: Bus,
+        config: MeshConfig,
+        clock: Clock,
+        *,
+        queue: QueueDoor | None = None,
+        embedder: Callable[[], Embedder] | None = None,
     ) -> None:
         """Args:
         bus: Open; the client closes it.
         config: Settings.
         clock: Time.
         queue: Where actions wait for nodes that are away; None: none can be queued.
+        embedder: Loads the one that compares what nodes with different embedders found; called in
+            a thread when such nodes are searched. None: their cosines are only scaled.
         """
         self._bus = bus
         caller = Caller(bus, clock, config)
+        self._cache = AnswerCache(clock, config)
         super().__init__(
             caller,
-            Routes(bus, caller, clock),
+            Routes(bus, caller, clock, heard=self._cache.routes_heard),
             queue,
             identity=bus.identity,
             config=config,
             clock=clock,
+            acted=self._cache.acted,
         )
         self.access = AccessApi(self._caller)
         """Keys and tokens."""
         self.sagas = SagasApi(self._caller, clock)
         """Several actions, or none of them."""
-        self._federation = Federation(self._caller, clock)
+        self._common = None if embedder is None else CommonEmbedder(embedder, clock)
+        self._federation = Federation(self._caller, clock, self._cache, self._common)
         self._shards: tuple[RouteTable, dict[str, Group]] = (self.routes, {})
         """Who answers pings for a shard, by that table."""
 
@@ -82,12 +98,16 @@ class MeshClient(ActionsApi, RagApi):
         await self.close()
 
     async def start(self) -> None:
-        """Hear of routes from now on, and know the present ones."""
+        """Hear of routes and writes from now on, and know the present ones."""
+        await self._cache.start(self._bus)  # first: no write is missed after the table
         await self._routes.start()
 
     async def close(self) -> None:
         """Hang up."""
         await self._routes.stop()
+        await self._cache.stop()
+        if self._common is not None:
+            await self._common.close()
         self._caller.close()
         await self._bus.close()
 
@@ -118,6 +138,7 @@ class MeshClient(ActionsApi, RagApi):
         timeout_ms: int | None = None,
         deduplicate: bool | None = None,
         explain: bool = False,
+        cache: bool = True,
     ) -> SearchResult:
         """Search all nodes as if they were one index.
 
@@ -134,6 +155,8 @@ class MeshClient(ActionsApi, RagApi):
             timeout_ms: Back by then, with what came.
             deduplicate: Keep one of equal documents of a collection.
             explain: Give each hit's parts.
+            cache: Take an answer that is still true from what this client keeps, if it has one,
+                and keep this one. False: ask the nodes in any case.
 
         When the task that awaits it is cancelled, the nodes stop their work for it.
 
@@ -153,6 +176,7 @@ class MeshClient(ActionsApi, RagApi):
             "timeout_ms": settings.timeout_ms if timeout_ms is None else timeout_ms,
             "deduplicate": settings.deduplicate if deduplicate is None else deduplicate,
             "explain": explain,
+            "cache": cache,
         }
         asked = {"query": query, "limit": limit, "options": options}
         return await self.submit(codec.convert(asked, SearchRequest))
@@ -189,6 +213,30 @@ class MeshClient(ActionsApi, RagApi):
             options = msgspec.structs.replace(options, timeout_ms=max(1, left_ms))
             request = msgspec.structs.replace(request, options=options)
             return await self._federation.search(request, self.routes)
+
+    def cache_stats(self) -> CacheStats:
+        """What this client keeps of answers, and how often that was of use."""
+        return self._cache.stats()
+
+    def clear_cache(self) -> int:
+        """Forget all answers this client keeps; how many there were."""
+        return self._cache.clear()
+
+    async def caches(self, *, clear: bool = False, window_s: float = 0.3) -> CacheReports:
+        """What each gateway says of the answers it keeps; takes the scope `admin`.
+
+        Args:
+            clear: Have them forget all first.
+            window_s: Those that answer within so many seconds are named.
+
+        Raises:
+            ForbiddenError, DisconnectedError
+        """
+        return await ask_caches(self._bus, clear=clear, window_s=window_s)
+
+    def cache_door(self, name: str) -> CacheDoor:
+        """What answers `caches` for this client, if it is a gateway's; `name` tells it apart."""
+        return CacheDoor(self._bus, self._cache, name)
 
     # -- signs of life -----------------------------------------------------------------------------
 

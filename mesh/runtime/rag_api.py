@@ -12,8 +12,8 @@ from mesh.core.merge import Ranking
 from mesh.core.passages import Packed, pack
 from mesh.core.route_table import RouteTable
 from mesh.errors import InvalidError
-from mesh.runtime.federation import plan
 from mesh.runtime.results import coverage, search_result
+from mesh.runtime.search_plan import plan
 from mesh.wire import codec
 from mesh.wire.messages import (
     RagRequest,

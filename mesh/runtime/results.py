@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mesh.core.merge import Ranked, Ranking
 from mesh.types import MergeStrategy, SearchMode
-from mesh.wire.messages import Hit, SearchResult, ShardHits, ShardReport, Shards
+from mesh.wire.messages import Hit, SearchResult, ShardHits, ShardReport, Shards, metadata_of
 
 TextKey = tuple[str, str, str]
 """(node, collection, document id)."""
@@ -88,7 +88,7 @@ def _hit(ranked: Ranked, texts: Mapping[TextKey, str]) -> Hit:
         score=round(ranked.score, 6),
         model_class=ranked.collection,
         model_type=ranked.collection.rpartition(".")[2],
-        metadata=candidate.metadata,
+        metadata=metadata_of(candidate),
         node=ranked.node,
         collection=ranked.collection,
         shard=ranked.shard,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -25,8 +26,22 @@ _LEARN_EVERY_S = 1.0
 class Routes:
     """The table of one connection; `start` it, and `stop` it before the bus is closed."""
 
-    def __init__(self, bus: Bus, caller: Caller, clock: Clock) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        caller: Caller,
+        clock: Clock,
+        *,
+        heard: Callable[[RouteTable], None] | None = None,
+    ) -> None:
+        """Args:
+        bus: Where they are heard.
+        caller: Asks for them, and routes by them.
+        clock: Time.
+        heard: Told the table whenever a master says that this is the newest; None: nobody is.
+        """
         self._bus = bus
+        self._heard = heard
         self._clock = clock
         self._caller = caller
         self.follower = RouteFollower()
@@ -82,6 +97,8 @@ class Routes:
         applied = self.follower.apply(update)
         if isinstance(applied, Applied):
             self._caller.adopt(applied.table)
+        if self._heard is not None and (update.epoch, update.version) == self.table.order:
+            self._heard(self.table)
         return applied
 
     def _on_connection(self, connected: bool) -> None:

@@ -246,6 +246,29 @@ async def test_shard_that_cannot_match_a_filter_is_skipped(mesh):
     assert (answer.partial, answer.shards.skipped, answer.shards.ok) == (False, 1, 1)
 
 
+async def test_collection_of_a_node_that_lacks_a_column_is_skipped_and_its_sibling_is_not(mesh):
+    found = part("a", ("late a", 0.9))
+    bare = msgspec.structs.replace(
+        part("a", collection="bare").shards[0], unmatched=True, candidates=[]
+    )
+    await mesh.node("a", says(msgspec.structs.replace(found, shards=[*found.shards, bare])))
+    infos = [CollectionInfo(name=name, shard="a") for name in ("notes", "bare")]
+    node = RouteNode(slug="a", health=Health.HEALTHY, collections=infos)
+    answer = await mesh.search(node, filters={"x": 1}, require="all")
+    assert (answer.partial, answer.shards.skipped, answer.shards.ok) == (False, 1, 1)
+    (skipped,) = [report for report in answer.shards.details if report.status == "skipped"]
+    assert (skipped.collection, skipped.reason) == ("bare", "it lacks a column of the filter")
+
+
+async def test_metadata_that_is_none_costs_one_hit_its_own(mesh):
+    odd = codec.ok(part("a", ("late a", 0.9))).replace(b'"length":3', b'"length":3,"metadata":7')
+    assert b'"metadata":7' in odd
+    await mesh.node("a", lambda _verb, _data: odd)
+    await mesh.node("b", says(part("b", ("late b", 0.8))))
+    answer = await mesh.search(route("a"), route("b"))
+    assert [(hit.id, hit.metadata) for hit in answer.results] == [("a-0", {}), ("b-0", {})]
+
+
 async def test_empty_mesh_finds_nothing(mesh):
     answer = await mesh.search()
     assert (answer.results, answer.partial, answer.shards.total) == ([], False, 0)

@@ -173,6 +173,7 @@ async def test_filters_over_several_collections(store):
         ("fruit", set()),
     ]
     assert [h.rows for h in fruit_and_cars] == [1, 3]
+    assert [h.unmatched for h in fruit_and_cars] == [False, True]
     for filters in ({"wings": 2}, {"wheels": "four"}):
         with pytest.raises(InvalidError) as caught:
             await find(store, "green", **filters)

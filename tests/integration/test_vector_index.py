@@ -1,4 +1,4 @@
-"""Tables that stay on disk get an index of vectors, which finds what reading them all finds."""
+"""Tables that stay on disk get an index of their vectors, and it finds what reading them finds."""
 
 import asyncio
 

@@ -68,6 +68,23 @@ def breaker(node: str, verb: str, **fields: Any) -> messages.BreakerInfo:
     return messages.BreakerInfo(**(known | fields))
 
 
+def cache(gateway: str, **fields: Any) -> messages.CacheReport:
+    known = {
+        "entries": 3,
+        "bytes": 3 * 1024 * 1024,
+        "max_bytes": 64 * 1024 * 1024,
+        "hits": 9,
+        "misses": 3,
+        "evictions": 0,
+        "shared": 1,
+        "hit_rate": 0.75,
+    }
+    cleared = fields.pop("cleared", None)
+    return messages.CacheReport(
+        gateway=gateway, stats=messages.CacheStats(**(known | fields)), cleared=cleared
+    )
+
+
 class FakeAccess:
     """What `MeshClient.access` is asked, and the answers of the test."""
 
@@ -188,6 +205,7 @@ class FakeMesh:
         self.blind = False
         self.routed: dict[str, messages.RouteNode] = {}
         """Routes that say more than the records do."""
+        self.known_caches: list[messages.CacheReport] = []
         self.known_breakers: list[messages.BreakerInfo] = []
         self.explanations: list[messages.Explanation | MeshError] = []
         """The answers, one after the other; the last one again and again."""
@@ -276,6 +294,10 @@ class FakeMesh:
             if seen.node == node and verb in {None, seen.verb}
         ]
         return messages.BreakerList(breakers=found)
+
+    async def caches(self, *, clear=False):
+        self.calls.append(("caches", clear))
+        return messages.CacheReports(gateways=self.known_caches)
 
     async def explain(self, request_id):
         self.calls.append(("explain", request_id))

@@ -120,7 +120,7 @@ def test_every_option_reaches_the_mesh(mesh):
     typed += ["--mode", "text", "--threshold", "0.2", "--node", "id-crm", "--filter", "year>=2020"]
     typed += ["--strategy", "round_robin", "--require", "all", "--timeout-ms", "50"]
 
-    assert run([*typed, "--no-deduplicate", "--explain"]) == 0
+    assert run([*typed, "--no-deduplicate", "--explain", "--no-cache"]) == 0
     assert mesh.named("search") == [
         {
             "query": "late invoice",
@@ -135,6 +135,7 @@ def test_every_option_reaches_the_mesh(mesh):
             "timeout_ms": 50,
             "deduplicate": False,
             "explain": True,
+            "cache": False,
         }
     ]
 

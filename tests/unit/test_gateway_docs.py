@@ -68,6 +68,8 @@ async def test_every_operation_says_who_may_what_comes_and_what_goes_wrong():
         ("get", "/breakers"),
         ("post", "/breakers/reset"),
         ("get", "/explain/{request_id}"),
+        ("get", "/cache"),
+        ("delete", "/cache"),
     }
     for _, path, operation in operations(made):
         assert operation["description"], path

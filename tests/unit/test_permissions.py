@@ -67,6 +67,7 @@ MAY_PUBLISH = {
             subjects.master("nodes", "app"),
         ],
         [
+            subjects.rpc("gateway", "cache", "app"),
             subjects.rpc("crm", "search", "ops"),
             subjects.rpc("crm", "export", "app"),
             subjects.rpc("crm", "drain", "app"),
@@ -84,10 +85,15 @@ MAY_PUBLISH = {
     "administrator": (
         table.of_user("ops", ["admin"]),
         [subjects.master(verb, "ops") for verb in ("register", "remove", "audit", "history")]
-        + [subjects.master(verb, "ops") for verb in ("drain", "breakers-reset", "explain")],
+        + [subjects.master(verb, "ops") for verb in ("drain", "breakers-reset", "explain")]
+        + [subjects.rpc("gateway", "cache", "ops")],
         [
             subjects.master("register", "gateway"),
             subjects.rpc("crm", "search", "ops"),
+            subjects.rpc("crm", "cache", "ops"),
+            subjects.rpc("gateway", "cache", "app"),
+            subjects.rpc("gateway", "other", "ops"),
+            subjects.reply("gateway", "ops", "c0", "1"),
             subjects.rpc("crm", "drain", "ops"),
             subjects.rpc("crm", "drain", "master"),
             subjects.event("master", "breakers-reset"),
@@ -100,8 +106,11 @@ MAY_PUBLISH = {
             subjects.rpc("crm", "search", "gateway"),
             subjects.act("crm", "anything", "gateway"),
             subjects.master("register", "gateway"),
+            subjects.rpc("gateway", "cache", "gateway"),
+            subjects.reply("gateway", "ops", "c0", "1"),
         ],
         [
+            subjects.reply("crm", "ops", "c0", "1"),
             subjects.master("register", "master"),
             subjects.heartbeat("gateway"),
             subjects.rpc("crm", "drain", "gateway"),

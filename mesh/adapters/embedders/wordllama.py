@@ -85,8 +85,9 @@ class WordLlamaEmbedder:
         Raises:
             StateError: The model cannot be read.
         """
-        row: npt.NDArray[np.float32] = self.embed_documents([text])[0]
-        return row
+        model = self._model
+        tokens = model.tokenizer.encode(text.strip(), add_special_tokens=False)
+        return _pooled(model.embedding, tokens.ids)
 
     @property
     def _model(self) -> _Model:

@@ -43,6 +43,16 @@ class HotRow(NamedTuple):
     words: Sequence[str]
 
 
+class Posting(NamedTuple):
+    """Rows that hold a term, ascending, dead ones too; and how often each does."""
+
+    rows: npt.NDArray[np.intp]
+    counts: npt.NDArray[np.intp]
+
+
+_NOWHERE = Posting(np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp))
+
+
 class Snapshot(NamedTuple):
     """What is there at one moment; it does not change."""
 
@@ -62,20 +72,18 @@ class Snapshot(NamedTuple):
     metadata: list[str]
     postings: dict[str, array[int]]
 
-    def posting(self, term: str) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-        """Rows that hold the term, ascending, dead ones too; and how often each does."""
+    def posting(self, term: str) -> Posting:
+        """Where a term occurs."""
         pairs = self.postings.get(term)
         if pairs is None:
-            return _NOWHERE, _NOWHERE
+            return _NOWHERE
         # `tobytes` is one step for other threads; a view would keep the writer from appending.
         both = np.frombuffer(pairs.tobytes(), dtype=np.uint32).reshape(-1, 2)
-        rows = both[:, 0]
-        if len(rows) and rows[-1] >= self.rows:
-            both = both[: np.searchsorted(rows, self.rows)]
-        return both[:, 0], both[:, 1]
-
-
-_NOWHERE = np.zeros(0, dtype=np.uint32)
+        rows = both[:, 0].astype(np.intp)
+        if rows[-1] < self.rows:
+            return Posting(rows, both[:, 1].astype(np.intp))
+        known = int(np.searchsorted(rows, self.rows))
+        return Posting(rows[:known], both[:known, 1].astype(np.intp))
 
 
 class HotCopy:

@@ -319,7 +319,9 @@ class Collection:
             raise ClosedError
         query = answerable(query, self.foreign)
         hits = self._hits(query)
-        if filters is None or not hits.rows:
+        if filters is None:
+            return msgspec.structs.replace(hits, unmatched=True)
+        if not hits.rows:
             return hits
         copy = self._contents.hot
         if copy is None or filters or not hot_search.is_quick(copy.snapshot, query):
@@ -340,7 +342,9 @@ class Collection:
         """
         query = answerable(query, self.foreign)
         hits = self._hits(query)
-        if filters is None or not hits.rows:
+        if filters is None:
+            return msgspec.structs.replace(hits, unmatched=True)
+        if not hits.rows:
             return hits
         copy = self._contents.hot
         with self._reading():

@@ -137,10 +137,15 @@ from mesh.wire.messages.sagas import SagaShow as SagaShow
 from mesh.wire.messages.sagas import SagasQuery as SagasQuery
 from mesh.wire.messages.sagas import SagaStep as SagaStep
 from mesh.wire.messages.sagas import SagaStepDefinition as SagaStepDefinition
+from mesh.wire.messages.search import CacheReport as CacheReport
+from mesh.wire.messages.search import CacheReports as CacheReports
+from mesh.wire.messages.search import CacheRequest as CacheRequest
+from mesh.wire.messages.search import CacheStats as CacheStats
 from mesh.wire.messages.search import Candidate as Candidate
 from mesh.wire.messages.search import Candidates as Candidates
 from mesh.wire.messages.search import FetchRequest as FetchRequest
 from mesh.wire.messages.search import FetchResult as FetchResult
+from mesh.wire.messages.search import FoundCandidates as FoundCandidates
 from mesh.wire.messages.search import Hit as Hit
 from mesh.wire.messages.search import SearchOptions as SearchOptions
 from mesh.wire.messages.search import SearchRequest as SearchRequest
@@ -149,6 +154,7 @@ from mesh.wire.messages.search import ShardHits as ShardHits
 from mesh.wire.messages.search import ShardReport as ShardReport
 from mesh.wire.messages.search import Shards as Shards
 from mesh.wire.messages.search import StoredDocument as StoredDocument
+from mesh.wire.messages.search import metadata_of as metadata_of
 from mesh.wire.messages.writes import AppliedPage as AppliedPage
 from mesh.wire.messages.writes import AppliedWrite as AppliedWrite
 from mesh.wire.messages.writes import Change as Change

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta
 
 from mesh.types import MergeStrategy, Require, SearchMode
@@ -33,6 +34,8 @@ class SearchOptions(Wire, frozen=True, kw_only=True):
     timeout_ms: Annotated[int, Meta(ge=1, le=60_000)] = 800
     deduplicate: bool = True
     explain: bool = False
+    cache: bool = True
+    """False: the answer is neither taken from what the caller keeps nor kept."""
 
 
 class SearchRequest(Request, frozen=True, kw_only=True):
@@ -45,7 +48,7 @@ class SearchRequest(Request, frozen=True, kw_only=True):
     """True: answer with `Candidates` for a caller that merges; else with a `SearchResult`."""
 
 
-class Candidate(Wire, frozen=True, kw_only=True):
+class Candidate(Wire, frozen=True, kw_only=True, gc=False):
     """A document that one of the legs found, with what ranking it globally takes."""
 
     id: str
@@ -82,6 +85,8 @@ class ShardHits(Wire, frozen=True, kw_only=True):
     candidates: list[Candidate] = []
     no_vectors: str = ""
     """Why its vector leg is missing, though it was asked."""
+    unmatched: bool = False
+    """It lacks a column that is filtered by: nothing can match. Its statistics count."""
 
 
 class Candidates(Wire, frozen=True, kw_only=True):
@@ -93,6 +98,36 @@ class Candidates(Wire, frozen=True, kw_only=True):
     took_ms: float = 0.0
     failed: dict[str, str] = {}
     """Collections that gave nothing, and why."""
+
+
+class _FoundCandidate(Candidate, frozen=True, kw_only=True, gc=False):
+    metadata: msgspec.Raw = msgspec.Raw(b"{}")  # type: ignore[assignment]
+
+
+class _FoundShard(ShardHits, frozen=True, kw_only=True):
+    candidates: list[_FoundCandidate] = []  # type: ignore[assignment]
+
+
+class FoundCandidates(Candidates, frozen=True, kw_only=True):
+    """`Candidates` as a caller that merges reads them: of hundreds ten are shown, and only these
+    have their metadata read (`metadata_of`). On the wire they are the same.
+    """
+
+    shards: list[_FoundShard]  # type: ignore[assignment]
+
+
+def metadata_of(candidate: Candidate) -> dict[str, Any]:
+    """Its metadata; none where it is not an object: the node that says so is wrong."""
+    metadata: Any = candidate.metadata
+    if not isinstance(metadata, msgspec.Raw):
+        return candidate.metadata
+    try:
+        return _metadata.decode(metadata)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+
+
+_metadata = msgspec.json.Decoder(dict[str, Any])
 
 
 class Hit(Wire, frozen=True, kw_only=True, omit_defaults=False):
@@ -150,6 +185,48 @@ class SearchResult(Wire, frozen=True, kw_only=True, omit_defaults=False):
     shards: Shards
     id: str = ""
     """Of the request: what `meshctl explain` takes."""
+    cached: bool = False
+    """It was asked for before, and nothing has been written since: no node was asked."""
+
+
+class CacheRequest(Request, frozen=True, kw_only=True):
+    """Ask the gateways for their caches of answers."""
+
+    clear: bool = False
+    """Forget all answers first."""
+
+
+class CacheStats(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """A cache of answers, since its process started."""
+
+    entries: int
+    bytes: int
+    max_bytes: int
+    """0: it is off."""
+    hits: int
+    misses: int
+    evictions: int
+    """Answers that had to go before their time, for want of room."""
+    shared: int
+    """Searches that took the answer of one that was under way already; misses, too."""
+    hit_rate: float | None
+    """Hits by hits and misses; None: nothing was asked yet."""
+
+
+class CacheReport(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """What one gateway says of its cache."""
+
+    gateway: str
+    """Host and process id."""
+    stats: CacheStats
+    cleared: int | None = None
+    """How many answers were forgotten; None: that was not asked for."""
+
+
+class CacheReports(Wire, frozen=True, kw_only=True, omit_defaults=False):
+    """By gateway."""
+
+    gateways: list[CacheReport]
 
 
 class FetchRequest(Request, frozen=True, kw_only=True):
