@@ -57,7 +57,7 @@ def embedder_of(config: MeshConfig) -> Callable[[], Embedder]:
     def load() -> Embedder:
         from mesh.adapters.embedders import load_embedder
 
-        return load_embedder(config.search.embedder)
+        return load_embedder(config.search.embedder, config.search)
 
     return load
 
