@@ -1,4 +1,5 @@
 """Tables that stay on disk get an index of their vectors, and it finds what reading them finds."""
+
 import asyncio
 
 import numpy as np
