@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.embedders import load_embedder
 from mesh.adapters.lance import LanceDocuments, candidates, hot, hot_search
+from mesh.adapters.lance.candidates import Query, Weights
 from mesh.core import bm25, text
 from mesh.errors import MeshError
 from mesh.wire import codec
@@ -88,6 +89,15 @@ class Twins(RuleBasedStateMachine):
     def run(self, work):
         return Twins.runner.run(work)
 
+    def compare(self, query, **options):
+        found = []
+        for store in (self.hot, self.disk):
+            try:
+                found.append(wire(self.run(find(store, query, **options))))
+            except MeshError as error:
+                found.append((type(error), error.fields))
+        assert found[0] == found[1]
+
     def both(self, work):
         outcomes = []
         for store in (self.hot, self.disk):
@@ -143,16 +153,12 @@ class Twins(RuleBasedStateMachine):
     )
     def search(self, query, mode, depth, threshold, n):
         filters = {} if n is None else {"n": n}
-        found = []
-        for store in (self.hot, self.disk):
-            try:
-                hits = self.run(
-                    find(store, query, mode=mode, depth=depth, threshold=threshold, **filters)
-                )
-                found.append(wire(hits))
-            except MeshError as error:
-                found.append((type(error), error.fields))
-        assert found[0] == found[1]
+        self.compare(query, mode=mode, depth=depth, threshold=threshold, **filters)
+
+    @invariant()
+    def both_find_the_same(self):
+        self.compare("red apple sour", depth=5)
+        self.compare("green", depth=14, threshold=None)
 
     @invariant()
     def one_is_hot_and_one_is_not(self):
@@ -245,6 +251,24 @@ async def test_equal_texts_fill_the_last_places_in_order_of_their_ids(tmp_path):
     await store.close()
 
 
+def test_vectors_that_float32_cannot_tell_apart_are_ordered_as_they_are():
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=256) + 1e-5 * rng.normal(size=(600, 256))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1)[:, None]).astype(np.float32)
+    copy = hot.HotCopy(256)
+    names = [f"d{n:03}" for n in range(600)]
+    copy.add(hot_rows(names, "x"), vectors)
+    copy.publish()
+    asked = vectors[0] + rng.normal(size=256).astype(np.float32) / 16
+    asked = asked / np.linalg.norm(asked)
+    cosines = candidates.cosines(vectors, asked)
+    assert 10 < len(set(cosines)) < 300
+    expected = sorted(zip([-cosine for cosine in cosines], names, strict=True))[:30]
+    query = Query(terms=(), text=False, vector=asked, depth=30, threshold=0.0)
+    found = hot_search.found(query, Weights(600, [], 1.0), copy.snapshot)
+    assert [(-c.cosine, c.id) for c in found] == expected
+
+
 # -- while others write ----------------------------------------------------------------------------
 
 
@@ -274,7 +298,9 @@ def test_a_snapshot_does_not_change_whatever_is_written():
     assert rows_of(before, "pear") == []
     assert np.array_equal(before.vectors, kept)
     now = copy.snapshot
-    assert len(copy) == 501
+    copy.publish(removed=["n7"])
+    assert rows_of(now, "red")[9] == "n7"
+    assert len(copy) == 500
     assert np.flatnonzero(~now.living).tolist() == [0, 1]
     assert rows_of(now, "pear") == ["b"]
 

@@ -33,6 +33,12 @@ from mesh.wire.messages import Document
 _MOST_DOCUMENTS = 1000
 """In one commit of several callers; one caller's call may have more."""
 _MOST_CHARS = 2_000_000
+_LINGER_S = 0.005
+"""How long a commit waits for as many callers as the last one had. They come back one by one, and
+without it the first of them would have a commit alone while the others wait for the next.
+
+Source: `commit_delay` and `commit_siblings` of PostgreSQL.
+"""
 _INLINE_CHARS = 4_000
 """So little text is taken apart on the loop; a thread would cost more."""
 
@@ -119,6 +125,8 @@ class Writer:
         self._clock = clock
         self._waiting: deque[_Wish] = deque()
         self._working: asyncio.Task[None] | None = None
+        self._company = 1
+        """Callers of the last commit."""
         self.closed = False
         """What still waits then raises ClosedError."""
 
@@ -142,6 +150,8 @@ class Writer:
     async def _work(self) -> None:
         try:
             while self._waiting:
+                if len(self._waiting) < self._company and not self.closed:
+                    await self._clock.sleep(_LINGER_S)
                 async with self._lock:
                     await self._next()
         finally:
@@ -149,6 +159,7 @@ class Writer:
 
     async def _next(self) -> None:
         wishes = self._gathered()
+        self._company = len(wishes)
         try:
             if self.closed:
                 raise ClosedError  # noqa: TRY301
