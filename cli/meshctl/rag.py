@@ -60,6 +60,9 @@ def rag(
         bool,
         typer.Option("--no-deduplicate", help="Search without dropping equal documents first."),
     ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Ask the nodes, whatever is kept.")
+    ] = False,
 ) -> None:
     """The best passages for a question, with sources, ready for a prompt; no model is called."""
     run = session.of(context)
@@ -81,6 +84,7 @@ def rag(
             require=require,
             timeout_ms=timeout_ms,
             deduplicate=False if no_deduplicate else None,
+            cache=not no_cache,
         )
 
     answer = run.run(work)

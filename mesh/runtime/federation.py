@@ -21,7 +21,7 @@ from mesh.runtime.answer_cache import AnswerCache, Place
 from mesh.runtime.caller import Caller
 from mesh.runtime.common_embedder import CommonEmbedder, compared, mixes, needs_comparison
 from mesh.runtime.peers import Group
-from mesh.runtime.results import TextKey, coverage, missing_texts, search_result
+from mesh.runtime.results import TextKey, coverage, lacks_a_leg, missing_texts, search_result
 from mesh.runtime.search_plan import Part, Plan, plan
 from mesh.runtime.shard_reports import (
     Outcome,
@@ -124,6 +124,7 @@ class Federation:
         shards = coverage(reports)
         require(request, shards, [part for _, part in outcomes if isinstance(part, MeshError)])
         parts = [part for _, part in outcomes if isinstance(part, Candidates)]
+        one_leg = lacks_a_leg(reports)
         scaled = ""
         if mixed or needs_comparison(parts, options):
             parts, scaled = await compared(self._common, request, parts, give_up)
@@ -148,6 +149,7 @@ class Federation:
             shards=shards,
             strategy=options.strategy,
             duration_ms=(self._clock.monotonic() - began) * 1000,
+            one_leg=one_leg,
             id=request.id,
         )
         if place is not None and self._cache is not None and not scaled:

@@ -16,7 +16,7 @@ from mesh.core.merge import depth, rank
 from mesh.core.text import query_terms, terms
 from mesh.errors import DeadlineExceededError, InternalError, InvalidError, MeshError
 from mesh.ports import Clock, Documents, Embedder
-from mesh.runtime.results import coverage, how_it_went, missing_texts, search_result
+from mesh.runtime.results import coverage, how_it_went, lacks_a_leg, missing_texts, search_result
 from mesh.runtime.sdk import SearchFunction
 from mesh.wire.messages import (
     Candidate,
@@ -236,6 +236,7 @@ class NodeSearch:
             shards=coverage(reports),
             strategy=options.strategy,
             duration_ms=part.took_ms,
+            one_leg=lacks_a_leg(reports),
         )
 
 

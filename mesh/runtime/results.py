@@ -28,9 +28,12 @@ def search_result(
     shards: Shards,
     strategy: MergeStrategy,
     duration_ms: float,
+    one_leg: bool = False,
     id: str = "",  # noqa: A002
 ) -> SearchResult:
-    """The answer; `partial` if any shard that was to be asked did not answer, or with one leg."""
+    """The answer; `partial` if any shard that was to be asked did not answer, or with one of its
+    legs alone (`one_leg`).
+    """
     hits = [_hit(ranked, texts) for ranked in ranking.hits]
     return SearchResult(
         results=hits,
@@ -42,8 +45,7 @@ def search_result(
         type_breakdown=_counted(hit.model_type for hit in hits),
         merge_strategy=strategy,
         avg_score=round(sum(hit.score for hit in hits) / len(hits), 6) if hits else 0.0,
-        partial=bool(shards.failed or shards.timed_out)
-        or any(report.status == "ok" and report.reason for report in shards.details),
+        partial=bool(shards.failed or shards.timed_out) or one_leg,
         shards=shards,
         id=id,
     )
@@ -54,6 +56,11 @@ def how_it_went(hits: ShardHits, mode: SearchMode) -> tuple[str, str]:
     offer, unless vectors were all that was asked.
     """
     return ("failed" if hits.no_vectors and mode == "vector" else "ok"), hits.no_vectors
+
+
+def lacks_a_leg(reports: Iterable[ShardReport]) -> bool:
+    """Whether any of those that answered did so with one leg alone; see `how_it_went`."""
+    return any(report.status == "ok" and report.reason for report in reports)
 
 
 def coverage(reports: Sequence[ShardReport]) -> Shards:

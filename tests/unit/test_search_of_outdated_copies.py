@@ -7,7 +7,7 @@ import pytest
 from mesh.core.merge import Ranking
 from mesh.core.route_table import RouteTable
 from mesh.runtime.federation import plan
-from mesh.runtime.results import coverage, how_it_went, search_result
+from mesh.runtime.results import coverage, how_it_went, lacks_a_leg, search_result
 from mesh.types import Health
 from mesh.wire.messages import (
     CollectionInfo,
@@ -84,6 +84,11 @@ def test_one_leg_is_an_answer_unless_the_other_was_all_that_was_asked():
 def test_an_answer_by_words_alone_is_partial(status, reason, partial):
     report = ShardReport(collection="notes", shard="s", node="a", status=status, reason=reason)
     answer = search_result(
-        Ranking([], 0), texts={}, shards=coverage([report]), strategy="score", duration_ms=1.0
+        Ranking([], 0),
+        texts={},
+        shards=coverage([report]),
+        strategy="score",
+        duration_ms=1.0,
+        one_leg=lacks_a_leg([report]),
     )
     assert answer.partial is partial
