@@ -38,15 +38,20 @@ class Tidier:
         self._closed = False
         self._writes = 0
         self._rows = 0
+        self._total = 0
 
     def wrote(self, rows: int, *, total: int) -> None:
         """Note a write of `rows` rows to a table that now has `total`."""
         self._writes += 1
         self._rows += rows
-        writes = min(MIN_WRITES + total // ROWS_PER_EXTRA_WRITE, MAX_WRITES)
-        due = self._writes >= writes or self._rows >= max(MIN_ROWS, total // 10)
-        if due:
+        self._total = total
+        if self._is_due():
             self.begin()
+
+    def _is_due(self) -> bool:
+        writes = min(MIN_WRITES + self._total // ROWS_PER_EXTRA_WRITE, MAX_WRITES)
+        many = self._writes >= writes or self._rows >= max(MIN_ROWS, self._total // 10)
+        return many or self._contents.wants_review
 
     def begin(self) -> None:
         """Tidy in the background, unless that goes on."""
@@ -77,3 +82,5 @@ class Tidier:
             return
         finally:
             self._task = None
+        if self._is_due():  # what was written meanwhile began no other one
+            self.begin()
