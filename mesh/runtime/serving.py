@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import math
 import secrets
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -46,7 +47,16 @@ class _Work:
     """One request that is queued or runs."""
 
     __slots__ = (
-        "_id", "begun", "bypass", "caller", "deadline", "finishes", "handler", "kind", "message",
+        "__weakref__",
+        "_id",
+        "begun",
+        "bypass",
+        "caller",
+        "deadline",
+        "finishes",
+        "handler",
+        "kind",
+        "message",
         "task",
     )  # fmt: skip
 
@@ -89,8 +99,10 @@ class _Work:
         return self._id
 
 
-_handled: contextvars.ContextVar[_Work] = contextvars.ContextVar("handled")
-"""What the running handler answers."""
+_handled: contextvars.ContextVar[weakref.ref[_Work]] = contextvars.ContextVar("handled")
+"""What the running handler answers. Weak: whatever a handler starts has a copy of its context, and
+would keep the request, which may be a megabyte.
+"""
 
 
 class Responder:
@@ -203,7 +215,8 @@ class Responder:
         """Of the request whose handler calls this: all it does from here on is to wait for
         something that another one has a place for.
         """
-        work = _handled.get(None)
+        handled = _handled.get(None)
+        work = handled() if handled is not None else None
         if work is not None and not work.bypass:
             work.bypass = True
             self.in_flight -= 1
@@ -308,7 +321,7 @@ class Responder:
 
     async def _run(self, work: _Work) -> None:
         work.begun = True
-        _handled.set(work)
+        _handled.set(weakref.ref(work))
         began = self._clock.monotonic()
         cut_short = True
         try:

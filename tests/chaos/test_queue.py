@@ -103,7 +103,10 @@ async def recorded(client, count, *, most_attempts):
     assert not (await insist(client.dead_letters)).total
 
 
-@pytest.mark.parametrize("what", ["nothing", "master", "broker"])
+@pytest.mark.parametrize(
+    "what",
+    [*(pytest.param(one, marks=pytest.mark.long) for one in ("nothing", "master")), "broker"],
+)
 async def test_all_that_was_queued_runs_once_and_in_order(queued, what):
     await away_and_back(queued, count=60, away_s=1.0, what=what)
 

@@ -116,10 +116,17 @@ async def test_nothing_runs_after_its_deadline_once_a_paused_node_goes_on(live, 
     """What waited in the paused node's sockets has expired when it wakes up."""
     name = REPLICAS[2]
     before = {each: len(live.runs(each)) for each in REPLICAS}
+
+    async def ask_it():
+        found = await client.search("?", collections=["answers"], nodes=[name], timeout_ms=500)
+        assert not found.partial
+
     async with Load(client, searches_per_s=30, pings_per_s=50, collection="answers") as load:
-        await asyncio.sleep(1)
+        await ask_it()
         pause(live.nodes[name].pid)
-        await asyncio.sleep(3)
+        asked = await asyncio.gather(*(ask_it() for _ in range(5)), return_exceptions=True)
+        assert all(isinstance(one, MeshError) for one in asked), "it stands still"
+        await asyncio.sleep(2.5)
         os.kill(live.nodes[name].pid, signal.SIGCONT)
         await asyncio.sleep(1)
     told(load, "SIGSTOP, searches of a function")

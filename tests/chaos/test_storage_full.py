@@ -132,7 +132,11 @@ async def test_without_room_nothing_runs_and_nothing_is_lost(running, what):
         await client.close()
 
 
-@pytest.mark.parametrize("what", [FULL, "jetstream: disabled"], ids=["full", "away"])
+@pytest.mark.parametrize(
+    "what",
+    [FULL, pytest.param("jetstream: disabled", marks=pytest.mark.long)],
+    ids=["full", "away"],
+)
 async def test_an_outcome_waits_for_room(running, what):
     """It has happened: its node keeps that until the history takes it, and says so only then."""
     client = await running.connect()

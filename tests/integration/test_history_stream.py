@@ -138,6 +138,9 @@ async def test_nobody_can_have_anothers_record_taken_for_a_repetition(broker):
             own = subjects.history("evil", "refund", ActionState.SUCCEEDED)
             await liar.publish(own, codec.encode(record("evil", 1)), headers={"Nats-Msg-Id": guess})
             await liar.flush()
+            async with asyncio.timeout(5):  # until it is stored: that is later than flushed
+                while not await history.last_sequence():
+                    await asyncio.sleep(0.01)
             honest = JetStreamHistory(crm)
             first = await honest.append(record("crm", 1), timeout_s=5)
             assert await honest.append(record("crm", 1), timeout_s=5) == first, "once in a life"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -73,6 +75,36 @@ async def test_excess_is_refused_at_once_with_a_time_to_come_back(pair):
     assert await asyncio.gather(*taken) == ["done"] * 5
     assert most == 2
     assert (responder.in_flight, responder.queued) == (0, 0)
+
+
+async def test_what_was_asked_is_forgotten_with_its_answer(pair):
+    """Not when the garbage collector comes: a request may be a megabyte."""
+    crm, ops = pair
+    heard, started = [], []
+
+    class Handler:
+        async def __call__(self, _caller):
+            started.append(asyncio.create_task(asyncio.sleep(60)))  # has a copy of the context
+            return codec.ok("done")
+
+    responder = Responder(crm, SystemClock(), name="crm", max_parallel=2, max_queued=3)
+
+    def serve_it(message):
+        handler = Handler()
+        heard.append(weakref.ref(handler))
+        responder.serve(message, handler)
+
+    await crm.subscribe("mesh.v1.rpc.crm.*.*", serve_it)
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert await ask(ops) == "done"
+        await asyncio.sleep(0.05)
+        assert [each() for each in heard] == [None] * 3
+    finally:
+        gc.enable()
+        for task in started:
+            task.cancel()
 
 
 async def test_ping_is_answered_by_a_node_that_is_full(pair):
