@@ -146,6 +146,14 @@ async def until_routed(client, *names):
     await until(there)
 
 
+async def start_both(live, client):
+    """Two replicas of one shard, of which everybody knows."""
+    for name in ("one", "two"):
+        await live.start(name, "notes")
+    await following(live, "one", "two")
+    await until_routed(client, "one", "two")
+
+
 def note(name, text="late invoice", **metadata):
     return {"id": name, "content": text, **metadata}
 
@@ -158,10 +166,7 @@ async def run(client, action, params, node=None, **options):
 
 
 async def test_every_kind_of_write_reaches_every_replica(live, client):
-    for name in ("one", "two"):
-        await live.start(name, "notes")
-    await following(live, "one", "two")
-    await until_routed(client, "one", "two")
+    await start_both(live, client)
     notes = [note("1", cents=5), note("2", cents=7), note("3", cents=7)]
     assert (await run(client, "index", {"documents": notes}))["changed"] == 3
     await until_equal(live, "one", "two")
@@ -185,10 +190,7 @@ async def test_every_kind_of_write_reaches_every_replica(live, client):
 
 
 async def test_what_is_refused_is_refused_on_every_replica_and_is_in_no_log(live, client):
-    for name in ("one", "two"):
-        await live.start(name, "notes")
-    await following(live, "one", "two")
-    await until_routed(client, "one", "two")
+    await start_both(live, client)
     await run(client, "index", {"documents": [note("1", year=1999)]}, node="one")
     for node in ("two", "one"):
         with pytest.raises(InvalidError):
@@ -206,10 +208,7 @@ async def test_what_is_refused_is_refused_on_every_replica_and_is_in_no_log(live
 
 
 async def test_one_id_has_one_effect_whichever_replica_is_asked(live, client):
-    for name in ("one", "two"):
-        await live.start(name, "notes")
-    await following(live, "one", "two")
-    await until_routed(client, "one", "two")
+    await start_both(live, client)
     params = {"documents": [note("1"), {"content": "made an id for"}]}
     first = await run(client, "index", params, node="one", id="k")
     second = await run(client, "index", params, node="two", id="k")
@@ -245,10 +244,7 @@ async def test_a_lone_node_with_documents_gets_its_first_replica(live, client):
 
 
 async def test_replicas_go_on_writing_and_hearing_each_other_without_a_master(live, client):
-    for name in ("one", "two"):
-        await live.start(name, "notes")
-    await following(live, "one", "two")
-    await until_routed(client, "one", "two")
+    await start_both(live, client)
     await run(client, "index", {"documents": [note("1")]}, node="one")
     await until_equal(live, "one", "two")
     await live.stop("master")
@@ -263,10 +259,7 @@ async def test_replicas_go_on_writing_and_hearing_each_other_without_a_master(li
 async def test_what_is_told_while_nobody_reads_the_log_is_not_taken_for_missing(
     live, client, monkeypatch
 ):
-    for name in ("one", "two"):
-        await live.start(name, "notes")
-    await following(live, "one", "two")
-    await until_routed(client, "one", "two")
+    await start_both(live, client)
     await run(client, "index", {"documents": [note("1")]}, node="one")
     await until_equal(live, "one", "two")
     await live.stop("master")
@@ -288,10 +281,7 @@ async def test_what_is_told_while_nobody_reads_the_log_is_not_taken_for_missing(
 
 
 async def test_sync_repairs_a_copy_that_somebody_has_spoilt(live, client):
-    for name in ("one", "two"):
-        await live.start(name, "notes")
-    await following(live, "one", "two")
-    await until_routed(client, "one", "two")
+    await start_both(live, client)
     await run(client, "index", {"documents": [note(f"{n}") for n in range(50)]}, node="one")
     good = await until_equal(live, "one", "two")
     documents = live.nodes["two"]._documents
@@ -370,10 +360,7 @@ async def test_an_acknowledgement_that_is_lost_with_the_broker_is_no_failed_writ
     wait for anything else.
     """
     monkeypatch.setattr("mesh.runtime.replication._PATIENCE_S", 0.2)
-    for name in ("one", "two"):
-        await live.start(name, "notes")
-    await following(live, "one", "two")
-    await until_routed(client, "one", "two")
+    await start_both(live, client)
     log = live.replica("one")._place._log
     append, until_s = log.append, asyncio.get_running_loop().time() + 2
 
@@ -423,10 +410,7 @@ async def test_a_node_that_is_given_a_shard_keeps_the_documents_it_had(live, cli
 
 async def test_what_can_be_filtered_by_is_the_same_on_every_replica(live, client):
     """Also where one was away while a column came and its document went."""
-    for name in ("one", "two"):
-        await live.start(name, "notes")
-    await following(live, "one", "two")
-    await until_routed(client, "one", "two")
+    await start_both(live, client)
     await run(client, "index", {"documents": [note("1")]}, node="one")
     await until_equal(live, "one", "two")
     await live.stop("two")
@@ -453,10 +437,7 @@ async def test_what_can_be_filtered_by_is_the_same_on_every_replica(live, client
 
 
 async def test_a_replica_that_is_behind_leaves_every_question_to_the_others(live, client):
-    for name in ("one", "two"):
-        await live.start(name, "notes")
-    await following(live, "one", "two")
-    await until_routed(client, "one", "two")
+    await start_both(live, client)
     await run(client, "index", {"documents": [note("1")]}, node="one")
     await until_equal(live, "one", "two")
     two = live.replica("two")

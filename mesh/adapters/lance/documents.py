@@ -41,8 +41,9 @@ T = TypeVar("T")
 
 _MAX_LISTED = 20
 _INDEX_CACHE_BYTES = 96 * 1024 * 1024
-_METADATA_CACHE_BYTES = 32 * 1024 * 1024
 """Of all collections together; LanceDB would take gigabytes."""
+_METADATA_CACHE_BYTES = 32 * 1024 * 1024
+"""Likewise."""
 
 _log = structlog.get_logger()
 
