@@ -241,7 +241,7 @@ async def test_a_node_that_is_killed_during_a_search_is_named(http, live, mesh):
     (record,) = (await mesh.nodes(node="wiki")).nodes
     wiki = live.nodes["wiki"]
     os.kill(wiki.pid, signal.SIGSTOP)
-    body = {"query": "copper", "options": {"timeout_ms": 2500}}
+    body = {"query": "copper", "options": {"timeout_ms": 2500, "cache": False}}
     asking = asyncio.create_task(http.post("/search", json=body))
     await asyncio.sleep(0.5)
     assert not asking.done()

@@ -112,7 +112,7 @@ async def test_each_is_judged_by_what_those_before_it_leave(store, commits):
     assert len(commits) == 1
     assert await texts(store) == {"zero": "the first one", "a": "one", "b": "three"}
     statistics = store._collections["notes"].statistics
-    assert statistics.terms() == {"the": 1, "first": 1, "one": 2, "three": 1}
+    assert statistics.terms() == {"the": 1, "first": 1, "on": 2, "three": 1}
 
 
 async def test_a_refusal_is_its_callers_alone(store, commits):
@@ -149,11 +149,14 @@ async def test_what_the_embedder_cannot_do_is_refused_whole_and_to_its_caller_al
 
 
 @pytest.mark.parametrize("poison", ["nan", "infinite"])
-async def test_a_query_without_a_vector_is_refused(store, poison):
+async def test_a_query_without_a_vector_is_answered_by_words_or_refused(store, poison):
+    asked = {"collections": None, "depth": 30, "threshold": 0.0, "filters": {}}
     with pytest.raises(StateError, match="no vector for the query"):
-        await store.search(
-            poison, collections=None, mode="hybrid", depth=30, threshold=0.0, filters={}
-        )
+        await store.search(f"first {poison}", mode="vector", **asked)
+
+    (hits,) = await store.search(f"first {poison}", mode="hybrid", **asked)
+    assert "no vector for the query" in hits.no_vectors
+    assert [(found.id, found.vector_hit) for found in hits.candidates] == [("zero", False)]
 
 
 async def test_deletions_keep_their_place_among_the_others(store):

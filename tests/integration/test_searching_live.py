@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -26,7 +27,7 @@ BEAT_S = 1.0
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory):
-    mesh = LiveMesh(tmp_path_factory.mktemp("searching"))
+    mesh = LiveMesh(tmp_path_factory.mktemp("searching"), MESH_RATE_LIMIT__ENABLED="false")
     try:
         mesh.start()
         for slug in NODES:
@@ -64,7 +65,7 @@ async def http(live, client):
 
 def meshctl(live, *typed):
     return subprocess.run(
-        [sys.executable, "-P", "-m", "cli.meshctl", "--state-dir", str(live.state), *typed],
+        [Path(sys.executable).with_name("meshctl"), "--state-dir", str(live.state), *typed],
         env=clean_environment(),
         capture_output=True,
         text=True,
@@ -111,7 +112,7 @@ async def test_over_http_an_answer_is_given_again_until_something_is_written(htt
     assert (fresh["cached"], ids(fresh)) == (False, ids(kept))
     assert fresh["id"] != kept["id"]
     for number in range(5):  # who has written finds it, each time
-        done = await http.post("/actions", json=written(f"w{number}", "an invoice, written"))
+        done = await http.post("/actions", json=written(f"w{number}", f"invoice {number}, written"))
         assert done.status_code == 200, done.text
         assert f"w{number}" in ids(await searched(http, "invoice"))
     await until_kept(lambda: searched(http, "invoice"))
@@ -120,7 +121,7 @@ async def test_over_http_an_answer_is_given_again_until_something_is_written(htt
 async def test_what_another_wrote_is_found_within_a_heartbeat(http, client):
     for number in range(5):
         await until_kept(lambda: searched(http, "parcel invoice"))
-        params = written(f"p{number}", "a parcel and an invoice")["params"]
+        params = written(f"p{number}", f"a parcel and invoice {number}")["params"]
         await client.run_action("index", params, node="three")
         told = time.monotonic()
         while f"p{number}" not in ids(await searched(http, "parcel invoice")):
@@ -131,7 +132,7 @@ async def test_what_another_wrote_is_found_within_a_heartbeat(http, client):
 async def test_who_wrote_in_python_is_not_given_what_was_before(client):
     for number in range(5):
         await client.search("python invoice", limit=50, timeout_ms=20_000)
-        params = written(f"y{number}", "python and its invoice")["params"]
+        params = written(f"y{number}", f"python and invoice {number}")["params"]
         await client.run_action("index", params, node="one")
         answer = await client.search("python invoice", limit=50, timeout_ms=20_000)
         assert f"y{number}" in {hit.id for hit in answer.results}

@@ -133,7 +133,10 @@ def test_every_option_reaches_the_mesh(mesh):
     typed += ["--collection", "a", "--collection", "b", "--mode", "text", "--threshold", "0.2"]
     typed += ["--node", "id-crm", "--filter", "year>=2020", "--strategy", "round_robin"]
 
-    assert run([*typed, "--require", "all", "--timeout-ms", "50", "--no-deduplicate"]) == 0
+    assert (
+        run([*typed, "--require", "all", "--timeout-ms", "50", "--no-deduplicate", "--no-cache"])
+        == 0
+    )
     assert mesh.named("rag") == [
         {
             "query": "late invoice",
@@ -149,6 +152,7 @@ def test_every_option_reaches_the_mesh(mesh):
             "require": "all",
             "timeout_ms": 50,
             "deduplicate": False,
+            "cache": False,
         }
     ]
 

@@ -258,7 +258,8 @@ class LanceDocuments:
         """
         if self._reembedding.locked():
             progress(None, "waiting for another collection's turn")
-        async with self._reembedding:
+        async with contextlib.AsyncExitStack() as turn:
+            await turn.enter_async_context(self._reembedding)
             found = self._known(collection)
             if not found.foreign:
                 return Reembedded(0, found.fingerprint, found.fingerprint, found.data_version)
@@ -266,21 +267,22 @@ class LanceDocuments:
             if found.foreign.vectors:
                 file = reembedding.staging_file(self._folder, collection)
                 staged = await reembedding.staged(found, file, self._store.embedder, progress)
+                turn.callback(staged.close)
             try:
-                return await self._to_the_end(self._made_anew(found, staged, progress))
+                # Its turn ends with the last step, whether or not anybody waits for that.
+                last = self._made_anew(found, staged, progress, turn.pop_all())
+                return await self._to_the_end(last)
             except ClosedError:
-                now = self._collections.get(collection)
-                if now is None or now.closed or now.foreign:
-                    raise self._gone(collection) from None
-                # Whoever asked before was cancelled in the last step, which then ended.
-                return Reembedded(0, now.fingerprint, now.fingerprint, now.data_version)
+                raise self._gone(collection) from None
 
     async def _made_anew(
-        self, old: Collection, staged: reembedding.Staged | None, progress: reembedding.Progress
+        self,
+        old: Collection,
+        staged: reembedding.Staged | None,
+        progress: reembedding.Progress,
+        turn: contextlib.AsyncExitStack,
     ) -> Reembedded:
-        async with contextlib.AsyncExitStack() as ending:
-            if staged is not None:
-                ending.callback(staged.close)
+        async with turn:
             new = await self._swapped(old, staged, progress)
             if staged is not None:
                 await asyncio.to_thread(staged.remove)
