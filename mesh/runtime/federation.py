@@ -165,7 +165,7 @@ class Federation:
             # A threshold is a cosine of one embedder: who has another cannot cut by it.
             options = msgspec.structs.replace(request.options, threshold=0.0)
             request = msgspec.structs.replace(request, options=options)
-        asking = [self._ask(part, request, left_s) for part in chosen.parts]
+        asking = [self._ask(part, request, left_s, mixed=mixed) for part in chosen.parts]
         if not asking:
             return []
         if len(asking) == 1:
@@ -192,14 +192,18 @@ class Federation:
         ]
 
     async def _ask(
-        self, part: Part, request: SearchRequest, timeout_s: float
+        self, part: Part, request: SearchRequest, timeout_s: float, *, mixed: bool
     ) -> Candidates | MeshError:
         """What a node answered, or what became of it."""
         options = msgspec.structs.replace(
             request.options, collections=part.collections, nodes=None, cache=True
         )
         asked = msgspec.structs.replace(
-            request, id=request.id + part.suffix, options=options, candidates=True
+            request,
+            id=request.id + part.suffix,
+            options=options,
+            candidates=True,
+            texts=None if mixed else request.limit,
         )
         try:
             node, found = await self._caller.any(
@@ -216,7 +220,7 @@ class Federation:
         outcomes: Sequence[Outcome],
         give_up: float,
     ) -> dict[TextKey, str]:
-        """Long texts of the final hits; one that does not come in time is missing."""
+        """Texts of final hits that did not come along; one that is not there in time is missing."""
         left_s = give_up + _FETCH_GRACE_S - self._clock.monotonic()
         holders = {
             (found.node, place.collection): part.fetched
