@@ -14,7 +14,6 @@ from agents.samples.packages import package_documents
 from agents.samples.passages import MAX_CHARS, split_at_headings, split_at_paragraphs
 from agents.samples.stdlib import stdlib_documents
 
-
 NOT_TO_BE_IMPORTED = ("antigravity", "this", "turtle", "tkinter")
 
 
