@@ -77,8 +77,12 @@ class Snapshot(NamedTuple):
         pairs = self.postings.get(term)
         if pairs is None:
             return _NOWHERE
-        # `tobytes` is one step for other threads; a view would keep the writer from appending.
-        both = np.frombuffer(pairs.tobytes(), dtype=np.uint32).reshape(-1, 2)
+        # `tobytes` is one step for other threads; a view would keep the writer from appending. He
+        # may have appended a row and not yet its count.
+        words = np.frombuffer(pairs.tobytes(), dtype=np.uint32)
+        both = words[: len(words) // 2 * 2].reshape(-1, 2)
+        if not len(both):
+            return _NOWHERE
         rows = both[:, 0].astype(np.intp)
         if rows[-1] < self.rows:
             return Posting(rows, both[:, 1].astype(np.intp))
@@ -118,9 +122,6 @@ class HotCopy:
     def wasteful(self) -> bool:
         """Whether `compacted` is due."""
         return self._dead > max(_MIN_DEAD, (self._rows - self._dead) // 4)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
     def place(self, name: str) -> int | None:
         """Row of the document with this id."""
