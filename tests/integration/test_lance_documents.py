@@ -287,7 +287,7 @@ async def test_data_versions_never_go_back_over_a_drop(tmp_path):
 async def test_a_drop_cut_short_is_finished_at_the_next_start(tmp_path):
     store = await opened(tmp_path / "data")
     written = await store.index("notes", [doc("a")])
-    store._catalogue.begin_drop("notes", written.data_version)
+    store._shelf._catalogue.begin_drop("notes", written.data_version)
     await store.close()
     (next((tmp_path / "data" / "notes.lance" / "data").iterdir())).unlink()
     again = await opened(tmp_path / "data")
@@ -315,7 +315,7 @@ async def test_what_follows_a_drop_that_failed_is_there_after_a_restart(
             def end_drop(_name):
                 raise StateError("catalogue.json cannot be written: No space left on device")
 
-            full_disk.setattr(store._catalogue, "end_drop", end_drop)
+            full_disk.setattr(store._shelf._catalogue, "end_drop", end_drop)
         with pytest.raises(StateError):
             await store.drop("notes")
         with pytest.raises(StateError):  # not acknowledged while it could be lost

@@ -10,7 +10,7 @@ import pytest
 
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.embedders import load_embedder
-from mesh.adapters.lance import LanceDocuments, reembedding
+from mesh.adapters.lance import LanceDocuments, reembedding, staging
 from mesh.core import text
 from mesh.errors import ConflictError, InvalidError, StateError, UnavailableError
 from mesh.wire.messages import Document
@@ -335,7 +335,7 @@ async def test_a_drop_ends_it(gated, monkeypatch):
     with pytest.raises(InvalidError, match="unknown collection 'notes'"):
         await work
     assert len(embedder.texts) == 1
-    assert not list(store._folder.glob("*.reembedding"))
+    assert not list(store._shelf.folder.glob("*.reembedding"))
     await store.index("notes", [Document(id="a", content="late invoice")])
     assert store.collections()[0].fingerprint == LLAMA.id
 
@@ -390,7 +390,7 @@ async def test_cancelled_in_the_last_step_it_ends_all_the_same(gated, monkeypatc
     assert (done.documents, done.after) == (0, LLAMA.id)
     assert store.collections()[0].fingerprint == LLAMA.id
     assert any(found.vector_hit for found in (await asked(store)).candidates)
-    assert not list(store._folder.glob("*.reembedding"))
+    assert not list(store._shelf.folder.glob("*.reembedding"))
 
 
 async def test_an_embedder_that_fails_changes_nothing(gated):
@@ -423,7 +423,7 @@ async def test_a_commit_that_fails_changes_nothing(foreign, monkeypatch):
 
 
 def staged(path, *, embedder="e", dim=3):
-    return reembedding.Staged(path, embedder=embedder, dim=dim)
+    return staging.Staged(path, embedder=embedder, dim=dim)
 
 
 def rows(*numbers):

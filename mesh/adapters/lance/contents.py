@@ -15,9 +15,9 @@ from lancedb import AsyncConnection, AsyncTable
 
 from mesh.adapters.lance import hot, schema
 from mesh.adapters.lance.driver import translated
+from mesh.adapters.lance.foreign import Foreign, foreign
 from mesh.adapters.lance.hot import Floats, HotCopy, HotRow
 from mesh.adapters.lance.hot_budget import HotBudget
-from mesh.adapters.lance.reembedding import Foreign, foreign
 from mesh.adapters.lance.statistics import Statistics
 from mesh.adapters.lance.vector_index import VectorIndex
 from mesh.core.filters import Kind

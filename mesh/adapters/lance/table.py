@@ -18,19 +18,12 @@ from mesh.adapters.lance.candidates import Query, Weights
 from mesh.adapters.lance.census import Census
 from mesh.adapters.lance.contents import Contents, Store
 from mesh.adapters.lance.driver import translated
+from mesh.adapters.lance.foreign import Foreign, answerable
+from mesh.adapters.lance.planning import Other, Update, Upsert, not_found
 from mesh.adapters.lance.reader import Reader
-from mesh.adapters.lance.reembedding import Foreign, answerable
 from mesh.adapters.lance.statistics import Statistics
 from mesh.adapters.lance.tidying import Tidier
-from mesh.adapters.lance.writing import (
-    ClosedError,
-    Other,
-    Update,
-    Upsert,
-    Writer,
-    not_found,
-    ordered,
-)
+from mesh.adapters.lance.writing import ClosedError, Writer, ordered
 from mesh.core import documents as rules
 from mesh.core.filters import Condition, Kind, conditions
 from mesh.errors import ConflictError

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import structlog
@@ -20,13 +19,12 @@ from lancedb.expr import Expr
 from mesh.adapters.lance import expressions, schema
 from mesh.adapters.lance.contents import Contents
 from mesh.adapters.lance.hot import Floats, HotRow
-from mesh.adapters.lance.reader import Known, Reader
+from mesh.adapters.lance.planning import Other, Plan, Update, Upsert, Wish, Work
+from mesh.adapters.lance.reader import Reader
 from mesh.adapters.lance.statistics import Statistics
 from mesh.adapters.lance.tidying import Tidier
-from mesh.core import documents as rules
-from mesh.core import text
 from mesh.core.filters import Kind
-from mesh.errors import MeshError, NotFoundError, StateError
+from mesh.errors import MeshError, StateError
 from mesh.ports import Clock, Embedder, Written
 from mesh.wire.messages import Document
 
@@ -49,61 +47,6 @@ class ClosedError(Exception):
     """The collection was closed or dropped before the work began."""
 
 
-class Upsert(NamedTuple):
-    """Documents with distinct ids."""
-
-    documents: Sequence[Document]
-    places: Sequence[str] | None
-    """What errors call each; None: a value of another kind than its column's is no error."""
-
-
-class Update(NamedTuple):
-    """Fields to merge into one document."""
-
-    id: str
-    fields: Mapping[str, Any]
-
-
-class Other(NamedTuple):
-    """Whatever has a commit of its own."""
-
-    write: Callable[[], Awaitable[Written]]
-
-
-Work = Upsert | Update | Other
-
-
-class _Wish:
-    """What one caller waits for."""
-
-    __slots__ = ("changed", "error", "future", "work")
-
-    def __init__(self, work: Work, future: asyncio.Future[Written]) -> None:
-        self.work = work
-        self.future = future
-        self.changed: list[str] = []
-        self.error: Exception | None = None
-
-    @property
-    def documents(self) -> int:
-        return len(self.work.documents) if isinstance(self.work, Upsert) else 1
-
-    @property
-    def chars(self) -> int:
-        if not isinstance(self.work, Upsert):
-            return 0
-        return sum(len(document.content) for document in self.work.documents)
-
-    def settle(self, data_version: int) -> None:
-        """Tell the caller, if he is still there."""
-        if self.future.done():
-            return
-        if self.error is None:
-            self.future.set_result(Written(tuple(self.changed), data_version))
-        else:
-            self.future.set_exception(self.error)
-
-
 class Writer:
     """Takes the same lock as the tidier."""
 
@@ -123,7 +66,7 @@ class Writer:
         self._lock = lock
         self._embedder = embedder
         self._clock = clock
-        self._waiting: deque[_Wish] = deque()
+        self._waiting: deque[Wish] = deque()
         self._working: asyncio.Task[None] | None = None
         self._company = 1
         """Callers of the last commit."""
@@ -134,7 +77,7 @@ class Writer:
         """Raises:
         InvalidError, NotFoundError, StateError, ClosedError
         """
-        wish = _Wish(work, asyncio.get_running_loop().create_future())
+        wish = Wish(work, asyncio.get_running_loop().create_future())
         self._waiting.append(wish)
         if self._working is None:
             self._working = asyncio.create_task(
@@ -180,7 +123,7 @@ class Writer:
         for wish in wishes:
             wish.settle(self._contents.data_version)
 
-    def _gathered(self) -> list[_Wish]:
+    def _gathered(self) -> list[Wish]:
         """The next ones that go into one commit, in their order."""
         first = self._waiting.popleft()
         wishes = [first]
@@ -195,7 +138,7 @@ class Writer:
             wishes.append(self._waiting.popleft())
         return wishes
 
-    def _failed(self, wishes: Sequence[_Wish], error: Exception) -> None:
+    def _failed(self, wishes: Sequence[Wish], error: Exception) -> None:
         if not isinstance(error, MeshError | ClosedError):
             _log.error(
                 "mesh.documents.write_failed", collection=self._contents.name, exc_info=error
@@ -203,7 +146,7 @@ class Writer:
         for wish in wishes:
             wish.error = wish.error or error
 
-    async def _write(self, wishes: Sequence[_Wish]) -> None:
+    async def _write(self, wishes: Sequence[Wish]) -> None:
         for wish in wishes:
             if isinstance(wish.work, Other):
                 wish.changed = list((await wish.work.write()).changed)
@@ -228,13 +171,13 @@ class Writer:
 
     async def upsert(self, documents: Sequence[Document], places: Sequence[str] | None) -> Written:
         """At once: for whoever has the lock."""
-        wish = _Wish(Upsert(documents, places), asyncio.get_running_loop().create_future())
+        wish = Wish(Upsert(documents, places), asyncio.get_running_loop().create_future())
         await self._write([wish])
         if wish.error is not None:
             raise wish.error
         return Written(tuple(wish.changed), self._contents.data_version)
 
-    async def _planned(self, wishes: Sequence[_Wish]) -> tuple[_Plan, Floats]:
+    async def _planned(self, wishes: Sequence[Wish]) -> tuple[Plan, Floats]:
         ids: dict[str, None] = {}
         updated: dict[str, None] = {}
         for wish in wishes:
@@ -245,7 +188,7 @@ class Writer:
                     updated[name] = None
         known = await self._reader.known([*ids, *updated])
         stored = {found.id: found for found in await self._reader.fetch(list(updated))}
-        plan = _Plan(
+        plan = Plan(
             self._contents.columns,
             known,
             {
@@ -284,7 +227,7 @@ class Writer:
                 f"{name[:80]!r}; nothing was written"
             )
 
-    async def _commit(self, plan: _Plan, vectors: Floats) -> None:
+    async def _commit(self, plan: Plan, vectors: Floats) -> None:
         rows = list(plan.rows.values())
         if not rows:
             return
@@ -338,81 +281,6 @@ class Writer:
                 await contents.add_columns(missing)
                 contents.committed(await contents.table.version(), Statistics())
             self._tidier.wrote(0, total=contents.statistics.rows)
-
-
-class _Plan:
-    """What a commit will write, of which caller's wishes, and who is refused."""
-
-    def __init__(
-        self,
-        columns: Mapping[str, Kind],
-        known: Mapping[str, Known],
-        stored: dict[str, Document],
-        collection: str,
-    ) -> None:
-        self.rows: dict[str, schema.Row] = {}
-        """By id; the last version of each."""
-        self.added: dict[str, Kind] = {}
-        self.change = Statistics()
-        """What the commit does to the statistics."""
-        self._columns = dict(columns)
-        self._known = known
-        self._documents = stored
-        """As they are now, those that are to be updated."""
-        self._collection = collection
-
-    def judge(self, wishes: Sequence[_Wish]) -> None:
-        """In their order, each by what the others before it leave."""
-        for wish in wishes:
-            try:
-                self._judge(wish)
-            except MeshError as error:
-                wish.error = error
-        for name, row in self.rows.items():
-            self.change.add(row.words)
-            if name in self._known:
-                self.change.remove(self._known[name].words())
-
-    def _judge(self, wish: _Wish) -> None:
-        """Raises:
-        InvalidError, NotFoundError
-        """
-        match wish.work:
-            case Upsert(documents, places):
-                self._put(wish, documents, places)
-            case Update(name, fields):
-                row = self.rows.get(name)
-                old = row.document if row else self._documents.get(name)
-                if old is None:
-                    raise not_found(self._collection, name)
-                self._put(wish, [rules.merged(old, fields)], ["fields"])
-
-    def _put(
-        self, wish: _Wish, documents: Sequence[Document], places: Sequence[str] | None
-    ) -> None:
-        added = schema.new_columns(documents, self._columns, places=places)
-        rows: list[schema.Row] = []
-        for document in documents:
-            digest = rules.content_hash(document.content, document.metadata)
-            if digest != self._hash(document.id):
-                metadata = rules.canonical(document.metadata).decode()
-                rows.append(schema.Row(document, text.terms(document.content), digest, metadata))
-        if not rows:
-            return
-        self.added |= added
-        self._columns |= added
-        self.rows |= {row.document.id: row for row in rows}
-        wish.changed = [row.document.id for row in rows]
-
-    def _hash(self, name: str) -> str:
-        if row := self.rows.get(name):
-            return row.hash
-        return self._known[name].hash if name in self._known else ""
-
-
-def not_found(collection: str, name: str) -> NotFoundError:
-    """There is no such document."""
-    return NotFoundError(f"collection {collection!r} has no document {name[:80]!r}")
 
 
 def ordered(stored: Mapping[str, object], ids: Sequence[str]) -> list[str]:
