@@ -148,6 +148,23 @@ async def test_what_the_embedder_cannot_do_is_refused_whole_and_to_its_caller_al
     assert set(await texts(store)) == {"zero", "a", "d"}
 
 
+async def test_what_a_refused_call_would_have_brought_along_is_held_against_nobody(store):
+    """The first one's column would be one of numbers, but it is never made."""
+    outcomes = await asyncio.gather(
+        store.index("notes", [doc("a", "this raises", year=1)]),
+        store.index("notes", [doc("b", "fine", year="text")]),
+        store.update("notes", "b", {"color": "red"}),
+        store.index("notes", [doc("c", "this raises too")]),
+        store.update("notes", "c", {"color": "red"}),
+        return_exceptions=True,
+    )
+    kinds = [type(outcome).__name__ for outcome in outcomes]
+    assert kinds == ["StateError", "Written", "Written", "StateError", "NotFoundError"]
+    assert [done.changed for done in outcomes[1:3]] == [("b",), ("b",)]
+    assert await texts(store) == {"zero": "the first one", "b": "fine"}
+    assert store.columns("notes") == {"n": "number", "year": "text", "color": "text"}
+
+
 @pytest.mark.parametrize("poison", ["nan", "infinite"])
 async def test_a_query_without_a_vector_is_answered_by_words_or_refused(store, poison):
     asked = {"collections": None, "depth": 30, "threshold": 0.0, "filters": {}}

@@ -158,6 +158,8 @@ class Writer:
                 raise
             # One caller's text that cannot be embedded is not the others' trouble.
             for wish in wishes:
+                # Judged anew: what spoke against it may have come from a wish that is not granted.
+                wish.changed, wish.error = [], None
                 try:
                     if self._contents.stale:
                         await self._contents.load()
