@@ -165,6 +165,19 @@ async def test_what_a_refused_call_would_have_brought_along_is_held_against_nobo
     assert store.columns("notes") == {"n": "number", "year": "text", "color": "text"}
 
 
+async def test_a_write_that_changes_nothing_asks_the_embedder_for_nothing(store, monkeypatch):
+    """It might be an endpoint that is away."""
+
+    def away(*_):
+        raise StateError("the embedder is away")
+
+    monkeypatch.setattr(PoisonedEmbedder, "embed_documents", away)
+    assert (await store.index("notes", [doc("zero", "the first one", n=0)])).changed == ()
+    assert (await store.update("notes", "zero", {"n": 0})).changed == ()
+    with pytest.raises(NotFoundError):
+        await store.update("notes", "nobody", {"n": 0})
+
+
 @pytest.mark.parametrize("poison", ["nan", "infinite"])
 async def test_a_query_without_a_vector_is_answered_by_words_or_refused(store, poison):
     asked = {"collections": None, "depth": 30, "threshold": 0.0, "filters": {}}

@@ -15,6 +15,7 @@ from lancedb import AsyncConnection, AsyncTable
 
 from mesh.adapters.lance import hot, schema
 from mesh.adapters.lance.driver import translated
+from mesh.adapters.lance.embedding import Embedding
 from mesh.adapters.lance.foreign import Foreign, foreign
 from mesh.adapters.lance.hot import Floats, HotCopy, HotRow
 from mesh.adapters.lance.hot_budget import HotBudget
@@ -33,7 +34,7 @@ class Store(NamedTuple):
     """What all collections of a node share."""
 
     connection: AsyncConnection
-    embedder: Embedder
+    embedding: Embedding
     shard: str
     clock: Clock
     gate: asyncio.Semaphore
@@ -41,6 +42,10 @@ class Store(NamedTuple):
     budget: HotBudget
     node: str = ""
     """Who this is, for advice."""
+
+    @property
+    def embedder(self) -> Embedder:
+        return self.embedding.embedder
 
 
 class Contents:

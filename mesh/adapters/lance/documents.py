@@ -5,28 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import lancedb
-import numpy as np
-import numpy.typing as npt
-import structlog
 
-from mesh.adapters.lance import candidates, memory, schema
-from mesh.adapters.lance.candidates import Query
+from mesh.adapters.lance import memory, schema
 from mesh.adapters.lance.catalogue import Catalogue
 from mesh.adapters.lance.contents import Store
 from mesh.adapters.lance.driver import translated
+from mesh.adapters.lance.embedding import Embedding
 from mesh.adapters.lance.hot_budget import HotBudget
 from mesh.adapters.lance.reembedding import Progress, Reembedding
+from mesh.adapters.lance.searching import Searcher
 from mesh.adapters.lance.shelf import Shelf
-from mesh.adapters.lance.table import Collection
 from mesh.adapters.lance.writing import ClosedError
 from mesh.core import documents as rules
-from mesh.core import filters as filter_rules
-from mesh.core import text
-from mesh.core.filters import Condition, Kind
-from mesh.errors import InvalidError, StateError, UnavailableError
+from mesh.core.filters import Kind
+from mesh.errors import InvalidError, StateError
 from mesh.ports import Census, Clock, Embedder, Reembedded, Written
 from mesh.types import SearchMode
 from mesh.wire.codec import convert
@@ -38,15 +33,10 @@ from mesh.wire.messages import (
     StoredDocument,
 )
 
-T = TypeVar("T")
-
-_MAX_LISTED = 20
 _INDEX_CACHE_BYTES = 96 * 1024 * 1024
 """Of all collections together; LanceDB would take gigabytes."""
 _METADATA_CACHE_BYTES = 32 * 1024 * 1024
 """Likewise."""
-
-_log = structlog.get_logger()
 
 
 class LanceDocuments:
@@ -57,6 +47,7 @@ class LanceDocuments:
         self._shelf = Shelf(store, catalogue, folder)
         self._collections = self._shelf.collections
         self._reembedding = Reembedding(self._shelf, store)
+        self._searcher = Searcher(self._collections, store.embedding)
 
     @classmethod
     async def open(
@@ -94,7 +85,7 @@ class LanceDocuments:
             session = lancedb.Session(_INDEX_CACHE_BYTES, _METADATA_CACHE_BYTES)
             connection = await lancedb.connect_async(str(folder), session=session)
         gate, budget = asyncio.Semaphore(max_queries), HotBudget(hot_mb * 2**20)
-        store = Store(connection, embedder, shard, clock, gate, budget, node)
+        store = Store(connection, Embedding(embedder), shard, clock, gate, budget, node)
         documents = cls(store, catalogue, folder)
         await documents._shelf.open()
         return documents
@@ -274,79 +265,14 @@ class LanceDocuments:
             InvalidError: A filter that fits none of them.
             StateError
         """
-        names = sorted(self._collections) if collections is None else dict.fromkeys(collections)
-        asked = [self._collections[name] for name in names if name in self._collections]
-        if not asked:
-            return ()
-        conditions = filter_rules.plan(filters, [collection.columns for collection in asked])
-        prepared = await self._query(query, mode=mode, depth=depth, threshold=threshold)
-        found: list[ShardHits | None] = []
-        later: dict[int, tuple[Collection, tuple[Condition, ...] | None]] = {}
-        for place, (collection, chosen) in enumerate(zip(asked, conditions, strict=True)):
-            found.append(_search_at_once(collection, prepared, chosen))
-            await asyncio.sleep(0)  # whatever else the loop has to do comes in between
-            if found[-1] is None:
-                later[place] = (collection, chosen)
-        try:
-            async with asyncio.TaskGroup() as group:
-                searches = {
-                    place: group.create_task(self._search(collection, prepared, chosen))
-                    for place, (collection, chosen) in later.items()
-                }
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from failed
-        for place, search in searches.items():
-            found[place] = search.result()
-        return candidates.within_budget([hits for hits in found if hits is not None])
-
-    async def _search(
-        self, collection: Collection, query: Query, chosen: tuple[Condition, ...] | None
-    ) -> ShardHits | None:
-        """None if the collection was dropped meanwhile."""
-        try:
-            return await collection.search(query, chosen)
-        except ClosedError:
-            now = self._collections.get(collection.name)
-            # It was embedded anew.
-            return await now.search(query, chosen) if now and not now.closed else None
-
-    async def _query(
-        self, query: str, *, mode: SearchMode, depth: int, threshold: float | None
-    ) -> Query:
-        vector: npt.NDArray[np.float32] | None = None
-        no_vectors = ""
-        if mode != "text":
-            try:
-                vector = await self._embedded(query)
-            except (StateError, UnavailableError) as error:
-                if mode == "vector":
-                    raise
-                no_vectors = str(error)  # words are better than nothing
-        least = self._store.embedder.default_threshold if threshold is None else threshold
-        return Query(
-            terms=tuple(text.query_terms(query)),
-            text=mode != "vector",
-            vector=vector,
+        return await self._searcher.search(
+            query,
+            collections=collections,
+            mode=mode,
             depth=depth,
-            threshold=least,
-            near=mode != "text",
-            no_vectors=no_vectors,
+            threshold=threshold,
+            filters=filters,
         )
-
-    async def _embedded(self, query: str) -> npt.NDArray[np.float32] | None:
-        """None: the query has no direction.
-
-        Raises:
-            StateError: The embedder gave no vector.
-        """
-        embedder = self._store.embedder
-        if len(query) <= embedder.quick_chars:
-            vector = embedder.embed_query(query)
-        else:
-            vector = await asyncio.to_thread(embedder.embed_query, query)
-        if vector.shape != (embedder.dim,) or not np.isfinite(vector).all():
-            raise StateError(f"the embedder {embedder.id} gave no vector for the query")
-        return vector if vector.any() else None
 
     async def fetch(self, collection: str, ids: Sequence[str]) -> tuple[StoredDocument, ...]:
         """Documents by id; those that are not there are passed over.
@@ -364,16 +290,6 @@ class LanceDocuments:
     async def close(self) -> None:
         """Finish the writes that run; those that wait raise UnavailableError."""
         await self._shelf.close()
-
-
-def _search_at_once(
-    collection: Collection, query: Query, chosen: tuple[Condition, ...] | None
-) -> ShardHits | None:
-    """None if it takes longer, or the collection was dropped meanwhile."""
-    try:
-        return collection.search_at_once(query, chosen)
-    except ClosedError:
-        return None
 
 
 def _checked(collection: str, documents: Sequence[Document]) -> tuple[list[Document], list[str]]:

@@ -185,3 +185,4 @@ class Shelf:
         async with self._making:
             await asyncio.gather(*(found.close() for found in self.collections.values()))
             self._store.connection.close()  # type: ignore[no-untyped-call]
+            self._store.embedding.close()

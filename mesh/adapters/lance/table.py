@@ -65,7 +65,7 @@ class Collection:
             self._reader,
             self._tidier,
             lock=lock,
-            embedder=store.embedder,
+            embedding=store.embedding,
             clock=store.clock,
         )
 

@@ -12,12 +12,12 @@ import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import structlog
 from lancedb.expr import Expr
 
 from mesh.adapters.lance import expressions, schema
 from mesh.adapters.lance.contents import Contents
+from mesh.adapters.lance.embedding import Embedding
 from mesh.adapters.lance.hot import Floats, HotRow
 from mesh.adapters.lance.planning import Other, Plan, Update, Upsert, Wish, Work
 from mesh.adapters.lance.reader import Reader
@@ -25,7 +25,7 @@ from mesh.adapters.lance.statistics import Statistics
 from mesh.adapters.lance.tidying import Tidier
 from mesh.core.filters import Kind
 from mesh.errors import MeshError, StateError
-from mesh.ports import Clock, Embedder, Written
+from mesh.ports import Clock, Written
 from mesh.wire.messages import Document
 
 _MOST_DOCUMENTS = 1000
@@ -57,14 +57,14 @@ class Writer:
         tidier: Tidier,
         *,
         lock: asyncio.Lock,
-        embedder: Embedder,
+        embedding: Embedding,
         clock: Clock,
     ) -> None:
         self._contents = contents
         self._reader = reader
         self._tidier = tidier
         self._lock = lock
-        self._embedder = embedder
+        self._embedding = embedding
         self._clock = clock
         self._waiting: deque[Wish] = deque()
         self._working: asyncio.Task[None] | None = None
@@ -152,7 +152,13 @@ class Writer:
                 wish.changed = list((await wish.work.write()).changed)
                 return
         try:
-            plan, vectors = await self._planned(wishes)
+            plan = await self._planned(wishes)
+            if not plan.rows:
+                return
+            rows = list(plan.rows.values())
+            vectors = await self._embedding.documents(
+                [row.document.content for row in rows], [row.document.id for row in rows]
+            )
         except Exception:
             if len(wishes) == 1:
                 raise
@@ -179,7 +185,7 @@ class Writer:
             raise wish.error
         return Written(tuple(wish.changed), self._contents.data_version)
 
-    async def _planned(self, wishes: Sequence[Wish]) -> tuple[Plan, Floats]:
+    async def _planned(self, wishes: Sequence[Wish]) -> Plan:
         ids: dict[str, None] = {}
         updated: dict[str, None] = {}
         for wish in wishes:
@@ -203,37 +209,10 @@ class Writer:
             plan.judge(wishes)
         else:
             await asyncio.to_thread(plan.judge, wishes)
-        texts = [row.document.content for row in plan.rows.values()]
-        if sum(map(len, texts)) <= self._embedder.quick_chars:
-            vectors = self._embedder.embed_documents(texts)
-        else:
-            vectors = await asyncio.to_thread(self._embedder.embed_documents, texts)
-        self._check(vectors, list(plan.rows))
-        return plan, vectors
-
-    def _check(self, vectors: Floats, ids: Sequence[str]) -> None:
-        """Raises:
-        StateError: The embedder gave something else than vectors for these documents.
-        """
-        expected = (len(ids), self._embedder.dim)
-        if vectors.shape != expected:
-            raise StateError(
-                f"the embedder {self._embedder.id} gave vectors of shape {vectors.shape}, not "
-                f"{expected}; nothing was written"
-            )
-        wrong = ~np.isfinite(vectors).all(axis=1)
-        if wrong.any():
-            name = ids[int(np.argmax(wrong))]
-            raise StateError(
-                f"the embedder {self._embedder.id} gave a vector with NaN or infinity for document "
-                f"{name[:80]!r}; nothing was written"
-            )
+        return plan
 
     async def _commit(self, plan: Plan, vectors: Floats) -> None:
-        rows = list(plan.rows.values())
-        if not rows:
-            return
-        contents = self._contents
+        contents, rows = self._contents, list(plan.rows.values())
         with contents.committing():
             if plan.added:
                 await contents.add_columns(plan.added)
