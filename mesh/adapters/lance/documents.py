@@ -103,18 +103,11 @@ class LanceDocuments:
             InvalidError, StateError: Nothing changed.
         """
         distinct, places = _checked(collection, documents)
-        while True:
-            found = self._collections.get(collection)
-            if found is None or found.closed:
-                # Not made for documents that it would then refuse.
-                schema.new_columns(distinct, {}, places=places)
-                found = await self._shelf.obtain(collection)
-            try:
-                return await found.upsert(distinct, places)
-            except ClosedError:
-                if self._shelf.closed:
-                    raise self._shelf.gone(collection) from None
-                # Dropped meanwhile: this makes it anew, as if it had come after the drop.
+        found = self._collections.get(collection)
+        if found is None or found.closed:
+            # Not made for documents that it would then refuse.
+            schema.new_columns(distinct, {}, places=places)
+        return await self._shelf.written(collection, lambda it: it.upsert(distinct, places))
 
     async def update(self, collection: str, id: str, fields: Mapping[str, Any]) -> Written:  # noqa: A002
         """Merge fields into one document.
@@ -220,13 +213,7 @@ class LanceDocuments:
             StateError
         """
         wanted = convert(dict(columns or {}), dict[str, Kind])
-        while True:
-            found = await self._shelf.obtain(collection)
-            try:
-                return await found.replace(puts, deletes, wanted)
-            except ClosedError:
-                if self._shelf.closed:
-                    raise self._shelf.gone(collection) from None
+        return await self._shelf.written(collection, lambda it: it.replace(puts, deletes, wanted))
 
     async def census(self, collection: str) -> Census:
         found = self._shelf.known(collection)

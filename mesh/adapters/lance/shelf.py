@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from mesh.adapters.lance.staging import staging_file
 from mesh.adapters.lance.table import Collection
 from mesh.adapters.lance.writing import ClosedError
 from mesh.errors import InvalidError, MeshError, StateError, UnavailableError
+from mesh.ports import Written
 
 T = TypeVar("T")
 
@@ -89,22 +91,50 @@ class Shelf:
 
     # -- coming and going --------------------------------------------------------------------------
 
-    async def obtain(self, name: str) -> Collection:
-        """The collection, made if there is none.
+    async def written(
+        self, name: str, write: Callable[[Collection], Awaitable[Written]]
+    ) -> Written:
+        """What `write` does to the collection, made if there is none. One whose first write fails
+        is gone again.
 
         Raises:
-            StateError, UnavailableError
+            MeshError: The write's.
         """
-        found = self.collections.get(name)
-        if found is not None and not found.closed:
-            return found
-        return await self.to_the_end(self._make(name))
+        while True:
+            found = self.collections.get(name)
+            try:
+                if found is None or found.closed or found.unproven or found.blank:
+                    return await self.to_the_end(self._first_written(name, write))
+                return await write(found)
+            except ClosedError:
+                if self.closed:
+                    raise self.gone(name) from None
+                # Dropped meanwhile: this makes it anew, as if it had come after the drop.
+
+    async def _first_written(
+        self, name: str, write: Callable[[Collection], Awaitable[Written]]
+    ) -> Written:
+        found = await self._make(name)
+        try:
+            done = await write(found)
+        except ClosedError:
+            raise
+        except Exception:
+            # The error that brought this about says more.
+            with contextlib.suppress(StateError):
+                await self._unmake(found)
+            raise
+        found.unproven = False
+        return done
 
     async def _make(self, name: str) -> Collection:
         async with self._making:
             if self.closed:
                 raise self.gone(name)
             found = self.collections.get(name)
+            if found is not None and found.blank:
+                await self._remove_opened(found)
+                found = None
             if found is None:
                 if name in self._catalogue.unfinished_drops:
                     # Else the next start would remove what is written from now on.
@@ -116,6 +146,12 @@ class Shelf:
                 found = found or await Collection.create(self._store, name, born=born)
                 self.collections[name] = found
             return found
+
+    async def _unmake(self, made: Collection) -> None:
+        """Unless somebody else has written to it, or is about to."""
+        async with self._making:
+            if self.collections.get(made.name) is made and made.unproven and made.idle:
+                await self._remove_opened(made)
 
     async def drop(self, name: str) -> None:
         """Remove a collection; also if a crash comes in between, once this began.
@@ -129,16 +165,18 @@ class Shelf:
 
     async def _drop(self, name: str) -> None:
         async with self._making:
-            found = self.known(name)
-            await found.close()
-            del self.collections[name]
-            try:
-                await asyncio.to_thread(self._catalogue.begin_drop, name, found.data_version)
-            except StateError:
-                if reopened := await Collection.open(self._store, name):
-                    self.collections[name] = reopened
-                raise
-            await self._remove(name)
+            await self._remove_opened(self.known(name))
+
+    async def _remove_opened(self, found: Collection) -> None:
+        await found.close()
+        del self.collections[found.name]
+        try:
+            await asyncio.to_thread(self._catalogue.begin_drop, found.name, found.data_version)
+        except StateError:
+            if reopened := await Collection.open(self._store, found.name):
+                self.collections[found.name] = reopened
+            raise
+        await self._remove(found.name)
 
     async def _remove(self, name: str) -> None:
         with translated("dropping", name):

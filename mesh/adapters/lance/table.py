@@ -52,6 +52,8 @@ class Collection:
         self._store = store
         self._table = table
         self._contents = Contents(name, store, table)
+        self.unproven = False
+        """Whether it was made for a write that has not succeeded yet."""
         self._counted: tuple[int, Census] | None = None
         """The last census, and of which data version."""
         self._reads = 0
@@ -83,6 +85,7 @@ class Collection:
         with translated("creating", name):
             table = await store.connection.create_table(name, schema=layout)
         collection = cls(name, store, table)
+        collection.unproven = True
         await collection._prepare()
         return collection
 
@@ -133,6 +136,11 @@ class Collection:
         await self._writer.settled()
 
     @property
+    def idle(self) -> bool:
+        """Whether it is empty, and nobody writes or waits to."""
+        return self._writer.idle and not self.statistics.rows
+
+    @property
     def closed(self) -> bool:
         return self._writer.closed
 
@@ -168,13 +176,18 @@ class Collection:
         return self._contents.foreign
 
     @property
+    def blank(self) -> bool:
+        """Whether it is foreign and empty: then it may be made anew for whoever writes."""
+        return self.foreign is not None and not self.statistics.rows
+
+    @property
     def fingerprint(self) -> str:
         """Of the vectors that are there."""
         return self.foreign.embedder if self.foreign else self._store.embedder.id
 
     def _refuse_if_foreign(self) -> None:
         """Raises ConflictError where this node could not make vectors and terms like the others."""
-        if self.foreign:
+        if self.foreign and not self.blank:
             raise ConflictError(f"collection {self.name!r} is {self.foreign.reason}")
 
     @property

@@ -85,6 +85,11 @@ class Writer:
             )
         return await wish.future
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is written or waits."""
+        return self._working is None
+
     async def settled(self) -> None:
         """Until all that waits now has been written or refused."""
         while self._working is not None:
