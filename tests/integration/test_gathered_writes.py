@@ -9,7 +9,8 @@ from mesh.adapters.clock import SystemClock
 from mesh.adapters.embedders import load_embedder
 from mesh.adapters.lance import LanceDocuments
 from mesh.adapters.lance.contents import Contents
-from mesh.errors import InvalidError, NotFoundError, StateError
+from mesh.adapters.lance.writing import ClosedError
+from mesh.errors import InvalidError, NotFoundError, StateError, UnavailableError
 from mesh.wire.messages import Document
 
 HASH = load_embedder("hash")
@@ -163,6 +164,43 @@ async def test_what_a_refused_call_would_have_brought_along_is_held_against_nobo
     assert [done.changed for done in outcomes[1:3]] == [("b",), ("b",)]
     assert await texts(store) == {"zero": "the first one", "b": "fine"}
     assert store.columns("notes") == {"n": "number", "year": "text", "color": "text"}
+
+
+async def test_an_embedder_that_is_away_is_waited_for_once_by_all_who_share_a_commit(
+    store, monkeypatch
+):
+    asked = []
+
+    def away(_embedder, texts):
+        asked.append(texts)
+        raise UnavailableError("the embedder is away")
+
+    monkeypatch.setattr(PoisonedEmbedder, "embed_documents", away)
+    outcomes = await asyncio.gather(
+        *(store.index("notes", [doc(f"d{n}", f"text {n}")]) for n in range(5)),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [UnavailableError] * 5
+    assert len(asked) == 1
+
+
+async def test_who_is_written_alone_is_not_written_after_a_drop(store, monkeypatch):
+    asked, genuine = [], PoisonedEmbedder.embed_documents
+
+    def embedded(embedder, texts):
+        asked.append(texts)
+        if len(asked) == 2:
+            store._collections["notes"].refuse_writes()  # as a drop begins
+        return genuine(embedder, texts)
+
+    monkeypatch.setattr(PoisonedEmbedder, "embed_documents", embedded)
+    writes = [
+        asyncio.create_task(store._collections["notes"].upsert([doc(name, text)], ["x"]))
+        for name, text in (("a", "raises"), ("b", "raises"), ("c", "raises"), ("d", "fine"))
+    ]
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StateError] + [ClosedError] * 3
+    assert len(asked) == 2
 
 
 async def test_a_write_that_changes_nothing_asks_the_embedder_for_nothing(store, monkeypatch):

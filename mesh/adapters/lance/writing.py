@@ -24,7 +24,7 @@ from mesh.adapters.lance.reader import Reader
 from mesh.adapters.lance.statistics import Statistics
 from mesh.adapters.lance.tidying import Tidier
 from mesh.core.filters import Kind
-from mesh.errors import MeshError, StateError
+from mesh.errors import MeshError, StateError, UnavailableError
 from mesh.ports import Clock, Written
 from mesh.wire.messages import Document
 
@@ -164,21 +164,27 @@ class Writer:
             vectors = await self._embedding.documents(
                 [row.document.content for row in rows], [row.document.id for row in rows]
             )
-        except Exception:
-            if len(wishes) == 1:
+        except Exception as error:
+            if len(wishes) == 1 or isinstance(error, UnavailableError):
                 raise
-            # One caller's text that cannot be embedded is not the others' trouble.
+            # One caller's text that cannot be embedded is not the others' trouble; an embedder that
+            # is away is, and to wait for it once is enough.
             for wish in wishes:
-                # Judged anew: what spoke against it may have come from a wish that is not granted.
-                wish.changed, wish.error = [], None
-                try:
-                    if self._contents.stale:
-                        await self._contents.load()
-                    await self._write([wish])
-                except Exception as error:  # noqa: BLE001
-                    self._failed([wish], error)
+                await self._write_alone(wish)
             return
         await self._commit(plan, vectors)
+
+    async def _write_alone(self, wish: Wish) -> None:
+        # Judged anew: what spoke against it may have come from a wish that is not granted.
+        wish.changed, wish.error = [], None
+        try:
+            if self.closed:
+                raise ClosedError  # noqa: TRY301
+            if self._contents.stale:
+                await self._contents.load()
+            await self._write([wish])
+        except Exception as error:  # noqa: BLE001
+            self._failed([wish], error)
 
     # -- upserts and updates -----------------------------------------------------------------------
 
