@@ -245,6 +245,7 @@ class LanceDocuments:
         depth: int,
         threshold: float | None,
         filters: Mapping[str, Any],
+        embed_within_s: float | None = None,
     ) -> tuple[ShardHits, ...]:
         """Each leg's best candidates of every collection asked that is here.
 
@@ -259,6 +260,7 @@ class LanceDocuments:
             depth=depth,
             threshold=threshold,
             filters=filters,
+            embed_within_s=embed_within_s,
         )
 
     async def fetch(self, collection: str, ids: Sequence[str]) -> tuple[StoredDocument, ...]:

@@ -64,18 +64,24 @@ class Embedding:
             )
         return vectors
 
-    async def query(self, text: str) -> Floats | None:
+    async def query(self, text: str, within_s: float | None = None) -> Floats | None:
         """`(dim,)` float32; None: the query has no direction.
 
         Raises:
             MeshError: The embedder's.
             StateError: It gave no vector.
+            UnavailableError: It took longer.
         """
         embedder = self.embedder
         if len(text) <= embedder.quick_chars:
             vector = embedder.embed_query(text)
         else:
-            vector = await self._in_thread(self._queries, embedder.embed_query, text)
+            try:
+                async with asyncio.timeout(within_s):
+                    vector = await self._in_thread(self._queries, embedder.embed_query, text)
+            except TimeoutError:
+                message = "the embedder gave no vector for the query in time"
+                raise UnavailableError(message) from None
         if vector.shape != (embedder.dim,) or not np.isfinite(vector).all():
             raise StateError(f"the embedder {embedder.id} gave no vector for the query")
         return vector if vector.any() else None

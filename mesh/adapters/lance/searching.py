@@ -6,12 +6,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from mesh.adapters.lance import candidates
 from mesh.adapters.lance.candidates import Query
-from mesh.adapters.lance.embedding import Embedding
+from mesh.adapters.lance.embedding import Embedding, Floats
 from mesh.adapters.lance.table import Collection
 from mesh.adapters.lance.writing import ClosedError
 from mesh.core import filters as filter_rules
@@ -38,6 +35,7 @@ class Searcher:
         depth: int,
         threshold: float | None,
         filters: Mapping[str, Any],
+        embed_within_s: float | None,
     ) -> tuple[ShardHits, ...]:
         """See `LanceDocuments.search`."""
         names = sorted(self._collections) if collections is None else dict.fromkeys(collections)
@@ -45,7 +43,17 @@ class Searcher:
         if not asked:
             return ()
         conditions = filter_rules.plan(filters, [collection.columns for collection in asked])
-        prepared = await self._query(query, mode=mode, depth=depth, threshold=threshold)
+        vector, no_vectors = await self._vector(query, mode, embed_within_s)
+        least = self._embedding.embedder.default_threshold if threshold is None else threshold
+        prepared = Query(
+            terms=tuple(text.query_terms(query)),
+            text=mode != "vector",
+            vector=vector,
+            depth=depth,
+            threshold=least,
+            near=mode != "text",
+            no_vectors=no_vectors,
+        )
         found: list[ShardHits | None] = []
         later: dict[int, tuple[Collection, tuple[Condition, ...] | None]] = {}
         for place, (collection, chosen) in enumerate(zip(asked, conditions, strict=True)):
@@ -76,28 +84,18 @@ class Searcher:
             # It was embedded anew.
             return await now.search(query, chosen) if now and not now.closed else None
 
-    async def _query(
-        self, query: str, *, mode: SearchMode, depth: int, threshold: float | None
-    ) -> Query:
-        vector: npt.NDArray[np.float32] | None = None
-        no_vectors = ""
-        if mode != "text":
-            try:
-                vector = await self._embedding.query(query)
-            except (StateError, UnavailableError) as error:
-                if mode == "vector":
-                    raise
-                no_vectors = str(error)  # words are better than nothing
-        least = self._embedding.embedder.default_threshold if threshold is None else threshold
-        return Query(
-            terms=tuple(text.query_terms(query)),
-            text=mode != "vector",
-            vector=vector,
-            depth=depth,
-            threshold=least,
-            near=mode != "text",
-            no_vectors=no_vectors,
-        )
+    async def _vector(
+        self, query: str, mode: SearchMode, within_s: float | None
+    ) -> tuple[Floats | None, str]:
+        """The query's vector, if it has one and that is asked; and why not."""
+        if mode == "text":
+            return None, ""
+        try:
+            return await self._embedding.query(query, within_s), ""
+        except (StateError, UnavailableError) as error:
+            if mode == "vector":
+                raise
+            return None, str(error)  # words are better than nothing
 
 
 def _search_at_once(
