@@ -1,15 +1,18 @@
 """Writes that wait share a commit, and nobody notices but the clock."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
 
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.embedders import load_embedder
-from mesh.adapters.lance import LanceDocuments
+from mesh.adapters.lance import LanceDocuments, schema
 from mesh.adapters.lance.contents import Contents
+from mesh.adapters.lance.hot import HotCopy
 from mesh.adapters.lance.writing import ClosedError
+from mesh.core import text
 from mesh.errors import InvalidError, NotFoundError, StateError, UnavailableError
 from mesh.wire.messages import Document
 
@@ -25,10 +28,10 @@ class PoisonedEmbedder:
         if any("raises" in text for text in texts):
             raise StateError("the embedder is away")
         vectors = HASH.embed_documents(texts)
-        for row, text in zip(vectors, texts, strict=True):
-            if "nan" in text:
+        for row, content in zip(vectors, texts, strict=True):
+            if "nan" in content:
                 row[3] = np.nan
-            if "infinite" in text:
+            if "infinite" in content:
                 row[3] = np.inf
         return vectors[:-1] if any("short" in text for text in texts) else vectors
 
@@ -201,6 +204,37 @@ async def test_who_is_written_alone_is_not_written_after_a_drop(store, monkeypat
     outcomes = await asyncio.gather(*writes, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [StateError] + [ClosedError] * 3
     assert len(asked) == 2
+
+
+async def test_long_texts_are_taken_apart_beside_the_loop_old_ones_too(store, monkeypatch):
+    on_loop = []
+
+    def watch(owner, name):
+        genuine = getattr(owner, name)
+
+        def watched(*arguments):
+            if threading.current_thread() is threading.main_thread():
+                texts = [arguments[0]] if name != "add" else [row.content for row in arguments[1]]
+                on_loop.append(sum(map(len, texts)))
+            return genuine(*arguments)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(text, "terms")
+    watch(schema, "split")
+    watch(HotCopy, "add")
+    long = "the long text " * 1000
+    await store.index("notes", [doc("long", long), doc("other", long)])
+    await store.update("notes", "long", {"n": 7})
+    await store.update("notes", "zero", {"content": long + "too"})
+    await store.index("notes", [doc("long", "brief")])
+    await store.delete("notes", ids=["other", "zero"])
+    assert max(on_loop, default=0) < 100
+    await store.update("notes", "long", {"n": 8})
+    assert on_loop, "a thread would cost more"
+    assert await texts(store) == {"long": "brief"}
+    statistics = store._collections["notes"].statistics
+    assert (statistics.tokens, statistics.terms()) == (1, {"brief": 1})
 
 
 async def test_a_write_that_changes_nothing_asks_the_embedder_for_nothing(store, monkeypatch):

@@ -25,7 +25,8 @@ from mesh.core.filters import Kind
 from mesh.ports import Clock, Embedder
 
 _INLINE_ROWS = 16
-"""So few are taken into the hot copy on the loop: less than a millisecond."""
+_INLINE_CHARS = 8_000
+"""So little is taken into the hot copy on the loop: about a millisecond."""
 
 _log = structlog.get_logger()
 
@@ -129,7 +130,8 @@ class Contents:
         """Into the hot copy, where the next `committed` shows them."""
         if self.hot is None:
             return
-        if len(rows) <= _INLINE_ROWS:
+        chars = sum(len(row.content) for row in rows)
+        if len(rows) <= _INLINE_ROWS and chars <= _INLINE_CHARS:
             self.hot.add(rows, vectors)
         else:
             await asyncio.to_thread(self.hot.add, rows, vectors)

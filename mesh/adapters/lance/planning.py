@@ -58,9 +58,13 @@ class Wish:
 
     @property
     def chars(self) -> int:
-        if not isinstance(self.work, Upsert):
-            return 0
-        return sum(len(document.content) for document in self.work.documents)
+        match self.work:
+            case Upsert(documents):
+                return sum(len(document.content) for document in documents)
+            case Update(_, fields):
+                return len(str(fields.get("content", "")))
+            case _:
+                return 0
 
     def settle(self, data_version: int) -> None:
         """Tell the caller, if he is still there."""
@@ -92,6 +96,12 @@ class Plan:
         self._documents = stored
         """As they are now, those that are to be updated."""
         self._collection = collection
+
+    def chars(self, wishes: Sequence[Wish]) -> int:
+        """What `judge` may have to take apart: new texts, and old ones to count them out."""
+        new = sum(wish.chars for wish in wishes)
+        merged = sum(len(document.content) for document in self._documents.values())
+        return new + merged + sum(known.chars for known in self._known.values())
 
     def judge(self, wishes: Sequence[Wish]) -> None:
         """In their order, each by what the others before it leave."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 from lancedb.expr import Expr
@@ -20,7 +20,7 @@ from mesh.adapters.lance.contents import Contents
 from mesh.adapters.lance.embedding import Embedding
 from mesh.adapters.lance.hot import Floats, HotRow
 from mesh.adapters.lance.planning import Other, Plan, Update, Upsert, Wish, Work
-from mesh.adapters.lance.reader import Reader
+from mesh.adapters.lance.reader import Known, Reader
 from mesh.adapters.lance.statistics import Statistics
 from mesh.adapters.lance.tidying import Tidier
 from mesh.core.filters import Kind
@@ -216,7 +216,7 @@ class Writer:
             },
             self._contents.name,
         )
-        if sum(wish.chars for wish in wishes) <= _INLINE_CHARS:
+        if plan.chars(wishes) <= _INLINE_CHARS:
             plan.judge(wishes)
         else:
             await asyncio.to_thread(plan.judge, wishes)
@@ -255,9 +255,10 @@ class Writer:
         stored = await self._reader.chosen(chosen, ids)
         if not stored:
             return Written((), contents.data_version)
-        change = Statistics()
-        for known in stored.values():
-            change.remove(known.words())
+        if sum(known.chars for known in stored.values()) <= _INLINE_CHARS:
+            change = _without(stored.values())
+        else:
+            change = await asyncio.to_thread(_without, stored.values())
         with contents.committing():
             result = await contents.table.delete(expressions.chosen(chosen, ids))
             contents.committed(result.version, change, stored)
@@ -273,6 +274,13 @@ class Writer:
                 await contents.add_columns(missing)
                 contents.committed(await contents.table.version(), Statistics())
             self._tidier.wrote(0, total=contents.statistics.rows)
+
+
+def _without(gone: Iterable[Known]) -> Statistics:
+    change = Statistics()
+    for known in gone:
+        change.remove(known.words())
+    return change
 
 
 def ordered(stored: Mapping[str, object], ids: Sequence[str]) -> list[str]:
