@@ -59,7 +59,7 @@ class Contents:
         self.columns: dict[str, Kind] = {}
         self.statistics = Statistics()
         self.data_version = 0
-        self.vector_index = VectorIndex(table, name)
+        self.vector_index = VectorIndex(table, name, store.embedder.dim)
         self.hot: HotCopy | None = None
         """None: there is no room for it."""
         self.foreign: Foreign | None = None
