@@ -340,6 +340,44 @@ async def test_a_drop_ends_it(gated, monkeypatch):
     assert store.collections()[0].fingerprint == LLAMA.id
 
 
+async def test_a_drop_before_the_first_text_ends_it_too(gated, monkeypatch):
+    """The file of staged vectors is made while nobody reads, so the drop does not wait."""
+    store, _ = gated
+    genuine = reembedding.Staged
+    reached, go = threading.Event(), threading.Event()
+
+    def slow(*arguments, **options):
+        reached.set()
+        assert go.wait(30)
+        return genuine(*arguments, **options)
+
+    monkeypatch.setattr(reembedding, "Staged", slow)
+    work = asyncio.create_task(store.reembed("notes", silent))
+    await asyncio.to_thread(reached.wait, 30)
+    await store.drop("notes")
+    go.set()
+    with pytest.raises(InvalidError, match="unknown collection 'notes'"):
+        await work
+    assert not list(store._shelf.folder.glob("*.reembedding"))
+
+
+async def test_the_end_of_the_node_keeps_what_was_staged(tmp_path, gated, monkeypatch):
+    store, embedder = gated
+    monkeypatch.setattr(reembedding, "_BATCH", 1)
+    work = await begun(store, embedder)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0.05)
+    embedder.open.set()
+    await closing
+    with pytest.raises(UnavailableError):
+        await work
+    done = len(embedder.texts)
+    store = await opened(tmp_path, embedder)
+    await store.reembed("notes", silent)
+    assert (done, len(embedder.texts)) == (1, 4)
+    await store.close()
+
+
 async def test_two_at_once_embed_once(gated):
     store, embedder = gated
     work = await begun(store, embedder)
@@ -404,6 +442,28 @@ async def test_an_embedder_that_fails_changes_nothing(gated):
     assert (await store.reembed("notes", silent)).documents == 5
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda vectors: vectors * np.nan, "NaN or infinity for document 'a'"),
+        (lambda vectors: vectors[:, 1:], "shape"),
+        (lambda vectors: vectors[1:], "shape"),
+    ],
+    ids=["nan", "dim", "few"],
+)
+async def test_vectors_that_are_none_are_not_staged(gated, spoil, words):
+    store, embedder = gated
+    genuine = embedder.embedder
+    before = await everything(store)
+    embedder.embed_documents = lambda texts: spoil(genuine.embed_documents(texts))
+    with pytest.raises(StateError, match=words):
+        await store.reembed("notes", silent)
+    assert await everything(store) == before
+    del embedder.embed_documents
+    assert (await store.reembed("notes", silent)).documents == 5
+    assert any(found.vector_hit for found in (await asked(store)).candidates)
+
+
 async def test_a_commit_that_fails_changes_nothing(foreign, monkeypatch):
     before = await everything(foreign)
 
@@ -417,6 +477,21 @@ async def test_a_commit_that_fails_changes_nothing(foreign, monkeypatch):
     assert await everything(foreign) == before
     assert foreign.collections()[0].fingerprint == HASH.id
     assert (await foreign.reembed("notes", silent)).documents == 5
+
+
+async def test_staged_vectors_that_a_kill_left_behind_go(tmp_path, foreign):
+    """Between the last step and their removal; those of a collection still to be embedded stay."""
+    await foreign.index("mine", [Document(id="a", content="x")])
+    for name in ("notes", "mine", "gone"):
+        (tmp_path / f"{name}.reembedding").touch()
+    await foreign.close()
+    store = await opened(tmp_path, LLAMA)
+    assert [file.name for file in tmp_path.glob("*.reembedding")] == ["notes.reembedding"]
+    (tmp_path / "mine.reembedding").touch()
+    await store.reembed("mine", silent)
+    await store.reembed("notes", silent)
+    assert not list(tmp_path.glob("*.reembedding"))
+    await store.close()
 
 
 # -- the staged vectors ----------------------------------------------------------------------------

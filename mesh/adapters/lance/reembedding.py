@@ -20,12 +20,13 @@ import structlog
 
 from mesh.adapters.lance import schema
 from mesh.adapters.lance.contents import Store
+from mesh.adapters.lance.embedding import Embedding
 from mesh.adapters.lance.shelf import Shelf
 from mesh.adapters.lance.staging import Staged, staging_file
 from mesh.adapters.lance.table import Collection
 from mesh.adapters.lance.writing import ClosedError
 from mesh.core import text
-from mesh.ports import Embedder, Reembedded
+from mesh.ports import Reembedded
 
 _BATCH = 64
 """Texts embedded between two words of progress, and lost by a kill."""
@@ -52,18 +53,22 @@ class Reembedding:
         async with contextlib.AsyncExitStack() as turn:
             await turn.enter_async_context(self._turn)
             found = self._shelf.known(name)
+            file = staging_file(self._shelf.folder, name)
             if not found.foreign:
+                file.unlink(missing_ok=True)
                 return Reembedded(0, found.fingerprint, found.fingerprint, found.data_version)
-            staged = None
-            if found.foreign.vectors:
-                file = staging_file(self._shelf.folder, name)
-                staged = await _staged(found, file, self._store.embedder, progress)
-                turn.callback(staged.close)
             try:
+                staged = None
+                if found.foreign.vectors:
+                    staged = await _staged(found, file, self._store.embedding, progress)
+                    turn.callback(staged.close)
                 # Its turn ends with the last step, whether or not anybody waits for that.
                 last = self._made_anew(found, staged, progress, turn.pop_all())
                 return await self._shelf.to_the_end(last)
             except ClosedError:
+                if not self._shelf.closed:
+                    # Dropped, and the file may have come after that.
+                    file.unlink(missing_ok=True)
                 raise self._shelf.gone(name) from None
 
     async def _made_anew(
@@ -84,7 +89,7 @@ class Reembedding:
 
 
 async def _staged(
-    collection: Collection, file: Path, embedder: Embedder, progress: Progress
+    collection: Collection, file: Path, embedding: Embedding, progress: Progress
 ) -> Staged:
     """Vectors of all texts; those that an earlier run staged are not made again. May be cancelled.
 
@@ -92,9 +97,10 @@ async def _staged(
         MeshError: The embedder's, or the table cannot be read.
         ClosedError: It was dropped.
     """
-    found = await asyncio.to_thread(lambda: Staged(file, embedder=embedder.id, dim=embedder.dim))
+    embedder = embedding.embedder
+    found = await asyncio.to_thread(Staged, file, embedder=embedder.id, dim=embedder.dim)
     try:
-        await _stage(collection, found, embedder, progress)
+        await _stage(collection, found, embedding, progress)
     except BaseException:
         found.close()
         raise
@@ -102,18 +108,19 @@ async def _staged(
 
 
 async def _stage(
-    collection: Collection, staged: Staged, embedder: Embedder, progress: Progress
+    collection: Collection, staged: Staged, embedding: Embedding, progress: Progress
 ) -> None:
     rows, done = collection.statistics.rows, 0
-    async with aclosing(collection.scan(["content"], _BATCH)) as batches:
+    async with aclosing(collection.scan(["id", "content"], _BATCH)) as batches:
         async for batch in batches:
             texts = _texts(batch)
+            names = dict(zip(texts, map(str, batch.column("id").to_pylist()), strict=True))
             missing = staged.missing(texts)
             if missing:
-                vectors = await asyncio.to_thread(embedder.embed_documents, missing)
+                vectors = await embedding.documents(missing, [names[text] for text in missing])
                 await asyncio.to_thread(staged.add, missing, vectors)
             if collection.closed:
-                return  # whoever drops it waits for this; `rewrite` sees it too
+                raise ClosedError  # whoever drops it waits for this
             done += len(texts)
             progress(min(1.0, done / rows) if rows else None, f"{done} of {rows} documents")
 

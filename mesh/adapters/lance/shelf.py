@@ -13,7 +13,7 @@ import structlog
 from mesh.adapters.lance.catalogue import Catalogue
 from mesh.adapters.lance.contents import Store
 from mesh.adapters.lance.driver import translated
-from mesh.adapters.lance.staging import staging_file
+from mesh.adapters.lance.staging import staging_file, staging_files
 from mesh.adapters.lance.table import Collection
 from mesh.adapters.lance.writing import ClosedError
 from mesh.errors import InvalidError, MeshError, StateError, UnavailableError
@@ -56,6 +56,11 @@ class Shelf:
                     )
             else:
                 _log.warning("mesh.documents.half_made_collection_skipped", collection=name)
+        # A kill may have come between the last step of a re-embedding and this.
+        for file in staging_files(self.folder):
+            found = self.collections.get(file.stem)
+            if found is None or found.foreign is None:
+                file.unlink(missing_ok=True)
 
     async def _table_names(self) -> list[str]:
         names: list[str] = []

@@ -16,6 +16,7 @@ from mesh.errors import StateError
 
 _DIGEST_BYTES = 32
 _VERSION = 1
+_SUFFIX = ".reembedding"
 
 
 class Staged:
@@ -106,7 +107,12 @@ class Staged:
 
 def staging_file(folder: Path, collection: str) -> Path:
     """Where a collection's vectors are staged."""
-    return folder / f"{collection}.reembedding"
+    return folder / f"{collection}{_SUFFIX}"
+
+
+def staging_files(folder: Path) -> list[Path]:
+    """All there are; the stem of each is the collection."""
+    return list(folder.glob(f"*{_SUFFIX}"))
 
 
 def _digest(content: str) -> bytes:
