@@ -13,6 +13,7 @@ from mesh.adapters.embedders import load_embedder
 from mesh.adapters.lance import LanceDocuments, reembedding, staging
 from mesh.core import text
 from mesh.errors import ConflictError, InvalidError, StateError, UnavailableError
+from mesh.runtime.results import how_it_went
 from mesh.wire.messages import Document
 
 HASH, LLAMA = load_embedder("hash"), load_embedder("wordllama")
@@ -244,8 +245,22 @@ async def test_an_empty_collection(tmp_path):
     await store.close()
 
 
+async def test_terms_of_another_version_and_another_embedder_s_vectors(tmp_path, monkeypatch):
+    """By words alone the vectors do not matter, but the words do."""
+    with monkeypatch.context() as old:
+        old.setattr(text, "VERSION", "0")
+        await (await filled(tmp_path)).close()
+    store = await opened(tmp_path, LLAMA)
+    assert "embedded by" in (await asked(store, mode="text")).old_words
+    await store.reembed("notes", silent)
+    assert (await asked(store, mode="text")).old_words == ""
+    await store.close()
+
+
 async def test_terms_of_another_version(tmp_path, monkeypatch):
-    """The vectors are good, so both legs answer, and they stay; the terms are counted anew."""
+    """The vectors are good, so both legs answer, and they stay; the terms are counted anew. Until
+    then words of today do not find all that is there, and the shard says so.
+    """
     monkeypatch.setattr(text, "VERSION", "0")
     with monkeypatch.context() as old:
         old.setattr(text, "terms", lambda content: content.split())
@@ -254,6 +269,11 @@ async def test_terms_of_another_version(tmp_path, monkeypatch):
     embedder = Gated(LLAMA)
     store = await opened(tmp_path, embedder)
     vectors = {name: row["vector"] for name, row in (await everything(store)).items()}
+    for mode, told in (("hybrid", True), ("text", True), ("vector", False)):
+        hits = await asked(store, "Invoice dragons", mode=mode)
+        assert ("indexed by another version" in hits.old_words) is told
+        status, reason = how_it_went(hits, mode)
+        assert (status, bool(reason)) == ("ok", told)
     hits = await asked(store, "Invoice dragons")
     assert hits.no_vectors == ""
     assert any(found.vector_hit for found in hits.candidates)
@@ -266,6 +286,7 @@ async def test_terms_of_another_version(tmp_path, monkeypatch):
     assert embedder.texts == []
     assert {name: row["vector"] for name, row in (await everything(store)).items()} == vectors
     hits = await asked(store, "dragons")
+    assert hits.old_words == ""
     assert [found.id for found in hits.candidates if found.text_hit] == ["b"]
     await store.index("notes", [Document(id="z", content="x")])
     await store.close()

@@ -42,6 +42,8 @@ class Query(NamedTuple):
     """Whether the vector leg is asked."""
     no_vectors: str = ""
     """Why it cannot be answered all the same."""
+    old_words: str = ""
+    """Why the text leg may miss something."""
 
 
 class Weights(NamedTuple):

@@ -21,7 +21,9 @@ class Foreign(NamedTuple):
     embedder: str
     """Fingerprint of the vectors that are there."""
     vectors: bool
-    """Whether these are another embedder's; else only the terms are another version's."""
+    """Whether these are another embedder's."""
+    terms: bool
+    """Whether the terms are another version's."""
     reason: str
     """What it is, and what to do; completes "collection … is"."""
 
@@ -38,24 +40,25 @@ def foreign(layout: pa.Schema, collection: str, *, embedder: str, node: str = ""
     made_by = schema.makers(layout)
     on = f" --node {node}" if node else ""
     mend = f"`meshctl collections reembed {collection}{on}`"
-    if made_by.embedder != embedder:
-        return Foreign(
-            made_by.embedder,
-            vectors=True,
-            reason=f"embedded by {made_by.embedder!r}, and this node uses {embedder!r}: set "
-            f"search.embedder back to what it was, or run {mend}",
+    vectors, terms = made_by.embedder != embedder, made_by.tokenizer != text.VERSION
+    if vectors:
+        reason = (
+            f"embedded by {made_by.embedder!r}, and this node uses {embedder!r}: set "
+            f"search.embedder back to what it was, or run {mend}"
         )
-    if made_by.tokenizer != text.VERSION:
-        return Foreign(
-            made_by.embedder,
-            vectors=False,
-            reason=f"indexed by another version of nodemesh: run {mend}",
-        )
-    return None
+    elif terms:
+        reason = f"indexed by another version of nodemesh: run {mend}"
+    else:
+        return None
+    return Foreign(made_by.embedder, vectors, terms, reason)
 
 
 def answerable(query: Query, where: Foreign | None) -> Query:
-    """The query without its vector where that compares with nothing."""
-    if where is None or not where.vectors or not query.near:
-        return query
-    return query._replace(vector=None, no_vectors=where.reason)
+    """The query without its vector where that compares with nothing; and with a word of it where
+    today's terms miss some of those that are there.
+    """
+    if where is not None and where.vectors and query.near:
+        query = query._replace(vector=None, no_vectors=where.reason)
+    if where is not None and where.terms and query.text:
+        query = query._replace(old_words=where.reason)
+    return query

@@ -372,6 +372,7 @@ class Collection:
             fingerprint=self.fingerprint,
             data_version=self.data_version,
             no_vectors=query.no_vectors if self.statistics.rows else "",
+            old_words=query.old_words if self.statistics.rows else "",
         )
 
     async def fetch(self, ids: Sequence[str]) -> list[StoredDocument]:
