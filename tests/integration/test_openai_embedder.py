@@ -220,12 +220,34 @@ def test_nobody_waits_for_an_hour(server, embedder, waits):
     assert refused.value.retry_after_ms == 3_600_000
 
 
+@pytest.mark.parametrize("digits", [30, 400, 5000])
+def test_a_wait_without_end_is_one_error_like_others(server, embedder, waits, digits):
+    """A float has no room for 309 digits, and an int of 5,000 is not read."""
+    assert embedder.dim
+    server.script = [Answer(429, {}, {"retry-after": "9" * digits})]
+    with pytest.raises(UnavailableError) as refused:
+        embedder.embed_documents(["late invoice"])
+    assert waits.seconds == []
+    assert refused.value.retry_after_ms == 999_999_999_000
+
+
 def test_one_that_hangs_is_cut_off(server, waits):
     embedder = OpenAIEmbedder(server.settings(embedder_timeout_s=0.2), wait=waits)
     server.behaviour = lambda asked: good(asked)._replace(after_s=60)
     with pytest.raises(UnavailableError, match=r"did not answer within 0\.2 s"):
         embedder.embed_documents(["late invoice"])
     assert len(server.asked) == 5
+
+
+def test_one_that_drips_is_cut_off(server, waits):
+    """Each byte comes in time, and the last one never."""
+    embedder = OpenAIEmbedder(server.settings(embedder_timeout_s=0.3), wait=waits)
+    server.behaviour = lambda asked: good(asked)._replace(drip_s=0.05)
+    began = time.perf_counter()
+    with pytest.raises(UnavailableError, match=r"did not answer within 0\.3 s"):
+        embedder.embed_query("late invoice")
+    assert time.perf_counter() - began < 3
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"embedder_dim": 512}], ids=["unknown", "known"])

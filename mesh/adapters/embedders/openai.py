@@ -77,6 +77,7 @@ class OpenAIEmbedder:
             _checked_key(settings.embedder_key),
             dim=settings.embedder_dim,
             wait=wait,
+            now=now,
         )
         self._now = now
         self._lock = threading.Lock()
