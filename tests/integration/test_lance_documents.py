@@ -449,10 +449,10 @@ async def test_many_single_writes_leave_few_fragments(store):
     collection = store._collections["notes"]
     for _ in range(100):
         fragments = (await collection._table.stats())["fragment_stats"]["num_fragments"]
-        if fragments < tidying.MIN_WRITES:
+        if fragments <= tidying.MIN_WRITES:  # those that were joined are one more
             break
         await asyncio.sleep(0.05)
-    assert fragments < tidying.MIN_WRITES
+    assert fragments <= tidying.MIN_WRITES
     await assert_statistics_exact(store, "notes")
 
 

@@ -77,6 +77,15 @@ class Contents:
         Raises:
             StateError
         """
+        # The one that there is goes first, so that there are never two; its room is kept for it.
+        self.hot = None
+        try:
+            await self._load()
+        except BaseException:
+            self._store.budget.free(self.name)
+            raise
+
+    async def _load(self) -> None:
         with translated("reading", self.name):
             layout = await self.table.schema()
             self.foreign = foreign(
@@ -86,7 +95,8 @@ class Contents:
             scan = _Scan(await self._new_copy())
             async for batch in await self.table.query().select(scan.columns).to_batches():
                 await asyncio.to_thread(scan.read, batch)
-                if scan.copy is not None and not self._fits(scan.copy):
+                # Taken as it grows: another collection may be loaded meanwhile.
+                if scan.copy is not None and not self._takes(scan.copy):
                     scan.copy = None
         if scan.copy is not None:
             scan.copy.publish()
@@ -137,13 +147,19 @@ class Contents:
             await asyncio.to_thread(self.hot.add, rows, vectors)
 
     def committed(self, version: int, change: Statistics, removed: Iterable[str] = ()) -> None:
-        """The table has this version now; memory follows."""
+        """The table has this version now; memory follows, and `trim` has to."""
         self.statistics.apply(change)
         self.data_version = self._born + version
         if self.hot is not None:
             self.hot.publish(removed)
-            self._keep(self.hot if self._fits(self.hot) else None)
         self.stale = False
+
+    async def trim(self) -> None:
+        """Keep the hot copy within its room: without its dead rows, or, if need be, not at all."""
+        if self.hot is not None and not self._fits(self.hot) and self.hot.compactable:
+            self._keep(await asyncio.to_thread(self.hot.compacted))
+        else:
+            self._keep(self.hot)
 
     # -- the hot copy ------------------------------------------------------------------------------
 
@@ -180,11 +196,17 @@ class Contents:
     def _fits(self, copy: HotCopy) -> bool:
         return self._store.budget.fits(self.name, copy.bytes)
 
+    def _takes(self, copy: HotCopy) -> bool:
+        return self._store.budget.take(self.name, copy.bytes)
+
     def _size(self) -> int:
         rows, tokens = self.statistics.rows, self.statistics.tokens
         return hot.estimate_bytes(rows, tokens, self._store.embedder.dim)
 
     def _keep(self, copy: HotCopy | None) -> None:
+        """If there is still room for it."""
+        if copy is not None and not self._takes(copy):
+            copy = None
         is_hot = copy is not None
         if is_hot != self._told and not self.foreign:
             self._told = is_hot
@@ -198,8 +220,6 @@ class Contents:
         self.hot = copy
         if copy is None:
             self._store.budget.free(self.name)
-        else:
-            self._store.budget.take(self.name, copy.bytes)
 
 
 class _Scan:

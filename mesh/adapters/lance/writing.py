@@ -240,6 +240,7 @@ class Writer:
             ]
             await contents.take_in(kept, vectors)
             contents.committed(result.version, plan.change)
+        await contents.trim()
         self._tidier.wrote(len(rows), total=contents.statistics.rows)
 
     # -- the rest ----------------------------------------------------------------------------------
@@ -262,6 +263,7 @@ class Writer:
         with contents.committing():
             result = await contents.table.delete(expressions.chosen(chosen, ids))
             contents.committed(result.version, change, stored)
+        await contents.trim()
         self._tidier.wrote(0, total=contents.statistics.rows)
         return Written(tuple(ordered(stored, ids)), contents.data_version)
 
