@@ -337,6 +337,37 @@ async def test_no_search_misses_it_when_it_is_swapped(gated):
     assert {"a", "e"} <= {found.id for found in hits.candidates if found.vector_hit}
 
 
+@pytest.mark.parametrize("verb", ["fetch", "census"])
+async def test_no_reader_misses_it_when_it_is_swapped(foreign, monkeypatch, verb):
+    old = foreign._collections["notes"]
+    genuine = getattr(old, verb)
+
+    async def late(*arguments):
+        await foreign.reembed("notes", silent)
+        return await genuine(*arguments)
+
+    monkeypatch.setattr(old, verb, late)
+    if verb == "fetch":
+        assert [found.id for found in await foreign.fetch("notes", ["b", "a"])] == ["b", "a"]
+    else:
+        assert (await foreign.census("notes")).rows == 5
+    assert foreign._collections["notes"] is not old
+
+
+@pytest.mark.parametrize("verb", ["fetch", "census"])
+async def test_a_reader_of_what_is_dropped_meanwhile_is_told(foreign, monkeypatch, verb):
+    old = foreign._collections["notes"]
+    genuine = getattr(old, verb)
+
+    async def late(*arguments):
+        await foreign.drop("notes")
+        return await genuine(*arguments)
+
+    monkeypatch.setattr(old, verb, late)
+    with pytest.raises(InvalidError, match="unknown collection 'notes'"):
+        await (foreign.fetch("notes", ["a"]) if verb == "fetch" else foreign.census("notes"))
+
+
 async def test_equal_texts_are_embedded_once(gated):
     store, embedder = gated
     await store.reembed("notes", silent)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import lancedb
 
@@ -18,6 +18,7 @@ from mesh.adapters.lance.hot_budget import HotBudget
 from mesh.adapters.lance.reembedding import Progress, Reembedding
 from mesh.adapters.lance.searching import Searcher
 from mesh.adapters.lance.shelf import Shelf
+from mesh.adapters.lance.table import Collection
 from mesh.adapters.lance.writing import ClosedError
 from mesh.core import documents as rules
 from mesh.core.filters import Kind
@@ -32,6 +33,8 @@ from mesh.wire.messages import (
     ShardHits,
     StoredDocument,
 )
+
+T = TypeVar("T")
 
 _INDEX_CACHE_BYTES = 96 * 1024 * 1024
 """Of all collections together; LanceDB would take gigabytes."""
@@ -216,11 +219,7 @@ class LanceDocuments:
         return await self._shelf.written(collection, lambda it: it.replace(puts, deletes, wanted))
 
     async def census(self, collection: str) -> Census:
-        found = self._shelf.known(collection)
-        try:
-            return await found.census()
-        except ClosedError:
-            raise self._shelf.gone(collection) from None
+        return await self._read(collection, lambda it: it.census())
 
     async def settled(self) -> None:
         await self._shelf.settled()
@@ -269,12 +268,19 @@ class LanceDocuments:
         Raises:
             InvalidError, StateError
         """
-        found = self._shelf.known(collection)
+        self._shelf.known(collection)
         await asyncio.sleep(0)  # whatever else the loop has to do comes first
-        try:
-            return tuple(await found.fetch(ids)) if ids else ()
-        except ClosedError:
-            raise self._shelf.gone(collection) from None
+        return tuple(await self._read(collection, lambda it: it.fetch(ids))) if ids else ()
+
+    async def _read(self, collection: str, read: Callable[[Collection], Awaitable[T]]) -> T:
+        """What `read` gives: of the new version, if the collection is embedded anew meanwhile."""
+        while True:
+            found = self._shelf.known(collection)
+            try:
+                return await read(found)
+            except ClosedError:
+                if self._collections.get(collection) in {None, found}:
+                    raise self._shelf.gone(collection) from None
 
     async def close(self) -> None:
         """Finish the writes that run; those that wait raise UnavailableError."""
