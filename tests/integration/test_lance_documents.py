@@ -414,6 +414,26 @@ async def test_a_first_write_that_fails_when_nobody_waits_any_more_leaves_nothin
     await store.close()
 
 
+async def test_a_first_write_that_fails_while_the_node_ends_harms_nobody(tmp_path):
+    embedder = FailingEmbedder()
+    store = await opened(tmp_path / "data", embedder=embedder)
+    embedder.gate.clear()
+    writing = asyncio.create_task(store.index("notes", [doc("a", "this fails")]))
+    async with asyncio.timeout(30):
+        while not store.collections():
+            await asyncio.sleep(0.01)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0.05)
+    embedder.gate.set()
+    await closing
+    with pytest.raises(UnavailableError, match="away"):
+        await writing
+    again = await opened(tmp_path / "data")
+    await again.index("notes", [doc("a")])
+    assert [info.rows for info in again.collections()] == [1]
+    await again.close()
+
+
 async def test_an_empty_collection_of_another_embedder_is_made_anew_by_the_first_write(tmp_path):
     """As a crash leaves it that comes between a table and its first rows."""
     store = await opened(tmp_path / "data", embedder=FailingEmbedder("another"))

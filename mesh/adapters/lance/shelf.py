@@ -155,7 +155,8 @@ class Shelf:
     async def _unmake(self, made: Collection) -> None:
         """Unless somebody else has written to it, or is about to."""
         async with self._making:
-            if self.collections.get(made.name) is made and made.unproven and made.idle:
+            is_there = not self.closed and self.collections.get(made.name) is made
+            if is_there and made.unproven and made.idle:
                 await self._remove_opened(made)
 
     async def drop(self, name: str) -> None:
