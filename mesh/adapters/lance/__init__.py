@@ -4,6 +4,7 @@
 - catalogue.py: what must outlive a dropped collection
 - shelf.py: which collections there are
 - table.py: one collection; writing.py and planning.py: its writer; reader.py, tidying.py: the rest
+- searching.py: a search over them; embedding.py: what the embedder makes of texts
 - foreign.py, reembedding.py, staging.py: collections of another embedder
 - schema.py: its columns; expressions.py: filters on them
 - statistics.py: N, lengths and document frequencies, exact
