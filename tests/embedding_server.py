@@ -22,6 +22,8 @@ class Answer(NamedTuple):
     """JSON, or bytes to be sent as they are."""
     headers: dict[str, str] = {}  # noqa: RUF012
     after_s: float = 0.0
+    drip_s: float = 0.0
+    """Between one byte of the body and the next."""
 
 
 Behaviour = Callable[[dict[str, Any]], Answer]
@@ -78,7 +80,11 @@ class EmbeddingServer:
                         self.send_header(name, text)
                     self.send_header("content-length", str(len(body)))
                     self.end_headers()
-                    self.wfile.write(body)
+                    step = 1 if answer.drip_s else len(body) + 1
+                    for start in range(0, len(body), step):
+                        self.wfile.write(body[start : start + step])
+                        if answer.drip_s and server._stopped.wait(answer.drip_s):
+                            break
                 except OSError:  # whoever asked has hung up
                     self.close_connection = True
 

@@ -208,14 +208,19 @@ class Documents(Protocol):
         threshold: float | None,
         filters: Mapping[str, Any],
         texts: int | None = None,
+        embed_within_s: float | None = None,
     ) -> tuple[ShardHits, ...]:
         """Each leg's best `depth` candidates of every collection asked, with what a caller needs
         to rank them globally. Collections this node does not hold are passed over. So many of a
         collection's best bring their texts along; None: all.
 
+        A query that has no vector within `embed_within_s` (None: whenever it comes) is answered by
+        words, and every shard says so in `no_vectors`.
+
         Raises:
             InvalidError: A filter on a column that none of the collections asked has, or that
                 does not fit the column's type.
+            UnavailableError, StateError: No vector, where vectors are all that is asked.
         """
         ...
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
-import numpy as np
 import structlog
 
 from mesh.config import MeshConfig
 from mesh.core.documents import content_hash
 from mesh.core.merge import depth, rank
 from mesh.core.text import query_terms, terms
-from mesh.errors import DeadlineExceededError, InternalError, InvalidError, MeshError
+from mesh.errors import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidError,
+    MeshError,
+    StateError,
+    UnavailableError,
+)
 from mesh.ports import Clock, Documents, Embedder
 from mesh.runtime.results import coverage, how_it_went, lacks_a_leg, missing_texts, search_result
 from mesh.runtime.sdk import SearchFunction
@@ -33,6 +41,10 @@ log = structlog.get_logger()
 
 _TIME_SHARE = 0.8
 """Of the request's time that a function may take: what is left brings the others' part home."""
+_EMBED_SHARE = 0.5
+"""Likewise, and the embedder: then words have to do."""
+_THREADS = 4
+"""That wait for the embedder at once, for functions."""
 _MAX_TEXT_BYTES = 16_384
 _MAX_TEXTS_BYTES = 524_288
 """Of all functions together, shared evenly among their documents; longer texts are cut."""
@@ -58,6 +70,8 @@ class NodeSearch:
         self._embedder = embedder
         self._searches = searches
         self._clock = clock
+        # Not the loop's: an endpoint that hangs would keep them from everybody else.
+        self._threads = ThreadPoolExecutor(_THREADS, "embed-found")
 
     def custom(self) -> tuple[CollectionInfo, ...]:
         """The collections that are functions; how many documents they hold is not known."""
@@ -118,7 +132,15 @@ class NodeSearch:
             threshold=options.threshold,
             filters=options.filters,
             texts=request.texts,
+            embed_within_s=self._left_s(request) * _EMBED_SHARE,
         )
+
+    def _left_s(self, request: SearchRequest) -> float:
+        """Of the request's time."""
+        left_ms = request.options.timeout_ms
+        if request.deadline:
+            left_ms = min(left_ms, request.deadline - self._clock.unix_ms())
+        return left_ms / 1000
 
     async def _computed(
         self, request: SearchRequest, words: Sequence[str]
@@ -128,10 +150,7 @@ class NodeSearch:
         names = [name for name in sorted(self._searches) if wanted is None or name in wanted]
         if request.options.filters or not names:
             return {}  # a function's documents have no columns to filter by
-        left_ms = request.options.timeout_ms
-        if request.deadline:
-            left_ms = min(left_ms, request.deadline - self._clock.unix_ms())
-        within_s = left_ms / 1000 * _TIME_SHARE
+        within_s = self._left_s(request) * _TIME_SHARE
         budget = _MAX_TEXTS_BYTES // len(names)
         outcomes = await asyncio.gather(
             *(self._tried(name, request, words, within_s, budget) for name in names)
@@ -148,7 +167,7 @@ class NodeSearch:
     ) -> ShardHits | MeshError:
         try:
             async with asyncio.timeout(within_s) as limit:
-                return await self._ask(name, request, words, budget_bytes)
+                return await self._ask(name, request, words, within_s, budget_bytes)
         except MeshError as error:
             return error
         except Exception:
@@ -162,7 +181,12 @@ class NodeSearch:
             )
 
     async def _ask(
-        self, name: str, request: SearchRequest, words: Sequence[str], budget_bytes: int
+        self,
+        name: str,
+        request: SearchRequest,
+        words: Sequence[str],
+        within_s: float,
+        budget_bytes: int,
     ) -> ShardHits:
         """A function chooses documents; the mesh ranks them, by what it sees of them.
 
@@ -170,7 +194,7 @@ class NodeSearch:
         document frequencies are counted over the returned documents.
         """
         documents = await self._searches[name](request)
-        cosines = await asyncio.to_thread(self._cosines, request.query, documents)
+        cosines, no_vectors = await self._cosines(request, documents, within_s * _EMBED_SHARE)
         options = request.options
         floor = self._embedder.default_threshold if options.threshold is None else options.threshold
         tokens = [terms(document.content) for document in documents]
@@ -191,13 +215,39 @@ class NodeSearch:
             fingerprint=self._embedder.id,
             data_version=0,
             candidates=candidates,
+            no_vectors=no_vectors,
         )
 
-    def _cosines(self, query: str, documents: Sequence[Document]) -> list[float]:
-        if not documents:
-            return []
-        vectors = self._embedder.embed_documents([document.content for document in documents])
-        return [float(cosine) for cosine in np.asarray(vectors @ self._embedder.embed_query(query))]
+    async def _cosines(
+        self, request: SearchRequest, documents: Sequence[Document], within_s: float
+    ) -> tuple[Sequence[float | None], str]:
+        """One per document, if that is asked; and why there are none.
+
+        Raises:
+            StateError, UnavailableError: There are none, and they are all that is asked.
+        """
+        mode = request.options.mode
+        nothing = [None] * len(documents)
+        if mode == "text" or not documents:
+            return nothing, ""
+        texts = [document.content for document in documents]
+        work = functools.partial(self._compared, request.query, texts)
+        error: MeshError
+        try:
+            async with asyncio.timeout(within_s):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work), ""
+        except TimeoutError:
+            error = UnavailableError("the embedder gave no vectors in time")
+        except (StateError, UnavailableError) as its:
+            error = its
+        if mode == "vector":
+            raise error
+        return nothing, str(error)
+
+    def _compared(self, query: str, texts: Sequence[str]) -> list[float]:
+        # The query first: it is not tried twice, so an endpoint that is away is found out soon.
+        vector = self._embedder.embed_query(query)
+        return [float(cosine) for cosine in self._embedder.embed_documents(texts) @ vector]
 
     async def _ranked(self, request: SearchRequest, part: Candidates) -> SearchResult:
         """For a caller without our client: this node's candidates, ranked and cut."""
@@ -243,7 +293,7 @@ class NodeSearch:
 
 def _candidate(
     document: Document,
-    cosine: float,
+    cosine: float | None,
     words: Sequence[str],
     found: Sequence[str],
     floor: float,
@@ -251,8 +301,8 @@ def _candidate(
     tf = [found.count(word) for word in words]
     return Candidate(
         id=document.id,
-        cosine=round(cosine, 6),
-        vector_hit=cosine >= floor,
+        cosine=None if cosine is None else round(cosine, 6),
+        vector_hit=cosine is not None and cosine >= floor,
         text_hit=any(tf),
         length=len(found),
         tf=tf,

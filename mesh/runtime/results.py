@@ -31,8 +31,8 @@ def search_result(
     one_leg: bool = False,
     id: str = "",  # noqa: A002
 ) -> SearchResult:
-    """The answer; `partial` if any shard that was to be asked did not answer, or with one of its
-    legs alone (`one_leg`).
+    """The answer; `partial` if any shard that was to be asked did not answer, or not with both of
+    its legs whole (`one_leg`).
     """
     hits = [_hit(ranked, texts) for ranked in ranking.hits]
     return SearchResult(
@@ -55,11 +55,12 @@ def how_it_went(hits: ShardHits, mode: SearchMode) -> tuple[str, str]:
     """Status and reason of a shard that answered. One that lacks its vector leg has its text leg to
     offer, unless vectors were all that was asked.
     """
-    return ("failed" if hits.no_vectors and mode == "vector" else "ok"), hits.no_vectors
+    failed = hits.no_vectors and mode == "vector"
+    return ("failed" if failed else "ok"), hits.no_vectors or hits.old_words
 
 
 def lacks_a_leg(reports: Iterable[ShardReport]) -> bool:
-    """Whether any of those that answered did so with one leg alone; see `how_it_went`."""
+    """Whether any of those that answered did so with less than both legs; see `how_it_went`."""
     return any(report.status == "ok" and report.reason for report in reports)
 
 

@@ -1,15 +1,19 @@
 """Writes that wait share a commit, and nobody notices but the clock."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
 
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.embedders import load_embedder
-from mesh.adapters.lance import LanceDocuments
+from mesh.adapters.lance import LanceDocuments, schema
 from mesh.adapters.lance.contents import Contents
-from mesh.errors import InvalidError, NotFoundError, StateError
+from mesh.adapters.lance.hot import HotCopy
+from mesh.adapters.lance.writing import ClosedError
+from mesh.core import text
+from mesh.errors import InvalidError, NotFoundError, StateError, UnavailableError
 from mesh.wire.messages import Document
 
 HASH = load_embedder("hash")
@@ -24,10 +28,10 @@ class PoisonedEmbedder:
         if any("raises" in text for text in texts):
             raise StateError("the embedder is away")
         vectors = HASH.embed_documents(texts)
-        for row, text in zip(vectors, texts, strict=True):
-            if "nan" in text:
+        for row, content in zip(vectors, texts, strict=True):
+            if "nan" in content:
                 row[3] = np.nan
-            if "infinite" in text:
+            if "infinite" in content:
                 row[3] = np.inf
         return vectors[:-1] if any("short" in text for text in texts) else vectors
 
@@ -146,6 +150,104 @@ async def test_what_the_embedder_cannot_do_is_refused_whole_and_to_its_caller_al
     if poison in {"nan", "infinite"}:
         assert "'c'" in str(outcomes[1])
     assert set(await texts(store)) == {"zero", "a", "d"}
+
+
+async def test_what_a_refused_call_would_have_brought_along_is_held_against_nobody(store):
+    """The first one's column would be one of numbers, but it is never made."""
+    outcomes = await asyncio.gather(
+        store.index("notes", [doc("a", "this raises", year=1)]),
+        store.index("notes", [doc("b", "fine", year="text")]),
+        store.update("notes", "b", {"color": "red"}),
+        store.index("notes", [doc("c", "this raises too")]),
+        store.update("notes", "c", {"color": "red"}),
+        return_exceptions=True,
+    )
+    kinds = [type(outcome).__name__ for outcome in outcomes]
+    assert kinds == ["StateError", "Written", "Written", "StateError", "NotFoundError"]
+    assert [done.changed for done in outcomes[1:3]] == [("b",), ("b",)]
+    assert await texts(store) == {"zero": "the first one", "b": "fine"}
+    assert store.columns("notes") == {"n": "number", "year": "text", "color": "text"}
+
+
+async def test_an_embedder_that_is_away_is_waited_for_once_by_all_who_share_a_commit(
+    store, monkeypatch
+):
+    asked = []
+
+    def away(_embedder, texts):
+        asked.append(texts)
+        raise UnavailableError("the embedder is away")
+
+    monkeypatch.setattr(PoisonedEmbedder, "embed_documents", away)
+    outcomes = await asyncio.gather(
+        *(store.index("notes", [doc(f"d{n}", f"text {n}")]) for n in range(5)),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [UnavailableError] * 5
+    assert len(asked) == 1
+
+
+async def test_who_is_written_alone_is_not_written_after_a_drop(store, monkeypatch):
+    asked, genuine = [], PoisonedEmbedder.embed_documents
+
+    def embedded(embedder, texts):
+        asked.append(texts)
+        if len(asked) == 2:
+            store._collections["notes"].refuse_writes()  # as a drop begins
+        return genuine(embedder, texts)
+
+    monkeypatch.setattr(PoisonedEmbedder, "embed_documents", embedded)
+    writes = [
+        asyncio.create_task(store._collections["notes"].upsert([doc(name, text)], ["x"]))
+        for name, text in (("a", "raises"), ("b", "raises"), ("c", "raises"), ("d", "fine"))
+    ]
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StateError] + [ClosedError] * 3
+    assert len(asked) == 2
+
+
+async def test_long_texts_are_taken_apart_beside_the_loop_old_ones_too(store, monkeypatch):
+    on_loop = []
+
+    def watch(owner, name):
+        genuine = getattr(owner, name)
+
+        def watched(*arguments):
+            if threading.current_thread() is threading.main_thread():
+                texts = [arguments[0]] if name != "add" else [row.content for row in arguments[1]]
+                on_loop.append(sum(map(len, texts)))
+            return genuine(*arguments)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(text, "terms")
+    watch(schema, "split")
+    watch(HotCopy, "add")
+    long = "the long text " * 1000
+    await store.index("notes", [doc("long", long), doc("other", long)])
+    await store.update("notes", "long", {"n": 7})
+    await store.update("notes", "zero", {"content": long + "too"})
+    await store.index("notes", [doc("long", "brief")])
+    await store.delete("notes", ids=["other", "zero"])
+    assert max(on_loop, default=0) < 100
+    await store.update("notes", "long", {"n": 8})
+    assert on_loop, "a thread would cost more"
+    assert await texts(store) == {"long": "brief"}
+    statistics = store._collections["notes"].statistics
+    assert (statistics.tokens, statistics.terms()) == (1, {"brief": 1})
+
+
+async def test_a_write_that_changes_nothing_asks_the_embedder_for_nothing(store, monkeypatch):
+    """It might be an endpoint that is away."""
+
+    def away(*_):
+        raise StateError("the embedder is away")
+
+    monkeypatch.setattr(PoisonedEmbedder, "embed_documents", away)
+    assert (await store.index("notes", [doc("zero", "the first one", n=0)])).changed == ()
+    assert (await store.update("notes", "zero", {"n": 0})).changed == ()
+    with pytest.raises(NotFoundError):
+        await store.update("notes", "nobody", {"n": 0})
 
 
 @pytest.mark.parametrize("poison", ["nan", "infinite"])

@@ -1,21 +1,27 @@
 """The embedder that asks an HTTP endpoint, against a real server on loopback."""
 
+import asyncio
 import datetime as dt
 import email.utils
+import functools
 import logging
 import math
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from embedding_server import KEY, Answer, EmbeddingServer, Waits, good
 
-from mesh.adapters.embedders import embeddings_endpoint, load_embedder
+from mesh.adapters.clock import SystemClock
+from mesh.adapters.embedders import embeddings_endpoint, load_embedder, openai
 from mesh.adapters.embedders.calibration import TEXTS
 from mesh.adapters.embedders.openai import OpenAIEmbedder
+from mesh.adapters.lance import LanceDocuments
 from mesh.config import SearchConfig
 from mesh.errors import ConfigError, StateError, UnavailableError
+from mesh.wire.messages import Document
 
 
 @pytest.fixture
@@ -214,12 +220,69 @@ def test_nobody_waits_for_an_hour(server, embedder, waits):
     assert refused.value.retry_after_ms == 3_600_000
 
 
+@pytest.mark.parametrize("digits", [30, 400, 5000])
+def test_a_wait_without_end_is_one_error_like_others(server, embedder, waits, digits):
+    """A float has no room for 309 digits, and an int of 5,000 is not read."""
+    assert embedder.dim
+    server.script = [Answer(429, {}, {"retry-after": "9" * digits})]
+    with pytest.raises(UnavailableError) as refused:
+        embedder.embed_documents(["late invoice"])
+    assert waits.seconds == []
+    assert refused.value.retry_after_ms == 999_999_999_000
+
+
 def test_one_that_hangs_is_cut_off(server, waits):
     embedder = OpenAIEmbedder(server.settings(embedder_timeout_s=0.2), wait=waits)
     server.behaviour = lambda asked: good(asked)._replace(after_s=60)
     with pytest.raises(UnavailableError, match=r"did not answer within 0\.2 s"):
         embedder.embed_documents(["late invoice"])
     assert len(server.asked) == 5
+
+
+def test_one_that_drips_is_cut_off(server, waits):
+    """Each byte comes in time, and the last one never."""
+    embedder = OpenAIEmbedder(server.settings(embedder_timeout_s=0.3), wait=waits)
+    server.behaviour = lambda asked: good(asked)._replace(drip_s=0.05)
+    began = time.perf_counter()
+    with pytest.raises(UnavailableError, match=r"did not answer within 0\.3 s"):
+        embedder.embed_query("late invoice")
+    assert time.perf_counter() - began < 3
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"embedder_dim": 512}], ids=["unknown", "known"])
+def test_a_query_does_not_wait_for_as_long_as_documents_may_take(server, monkeypatch, settings):
+    """Not even the first one, which learns what the endpoint does with texts."""
+    monkeypatch.setattr(openai, "_QUERY_S", 0.2)
+    embedder = OpenAIEmbedder(server.settings(**settings))
+    server.behaviour = lambda asked: good(asked)._replace(after_s=60)
+    with pytest.raises(UnavailableError, match=r"did not answer within 0\.2 s"):
+        embedder.embed_query("late invoice")
+    with pytest.raises(UnavailableError, match=r"did not answer within 0\.2 s"):
+        embedder.embed_query("another")
+    assert len(server.asked) == 1
+
+
+async def test_a_search_has_its_answer_by_words_while_an_endpoint_hangs(server, tmp_path):
+    """Within its time, however many ask; and when the vectors are back they are there."""
+    store = await LanceDocuments.open(
+        tmp_path, embedder=OpenAIEmbedder(server.settings()), shard="s1", clock=SystemClock()
+    )
+    await store.index("notes", [Document(id="a", content="the invoice is late")])
+    server.behaviour = lambda asked: good(asked)._replace(after_s=60)
+    find = functools.partial(
+        store.search, collections=None, depth=30, threshold=0.0, filters={}, embed_within_s=0.3
+    )
+    began = time.perf_counter()
+    found = await asyncio.gather(*(find(f"invoice {n}", mode="hybrid") for n in range(20)))
+    assert time.perf_counter() - began < 0.8
+    for [hits] in found:
+        assert [(hit.id, hit.vector_hit) for hit in hits.candidates] == [("a", False)]
+        assert "in time" in hits.no_vectors
+    assert len(server.asked) <= 2 + 4, "the others were not even begun"
+    with pytest.raises(UnavailableError):
+        await find("invoice", mode="vector")
+    await store.close()
 
 
 def test_nobody_listens(waits):

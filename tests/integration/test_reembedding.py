@@ -10,9 +10,10 @@ import pytest
 
 from mesh.adapters.clock import SystemClock
 from mesh.adapters.embedders import load_embedder
-from mesh.adapters.lance import LanceDocuments, reembedding
+from mesh.adapters.lance import LanceDocuments, reembedding, staging
 from mesh.core import text
 from mesh.errors import ConflictError, InvalidError, StateError, UnavailableError
+from mesh.runtime.results import how_it_went
 from mesh.wire.messages import Document
 
 HASH, LLAMA = load_embedder("hash"), load_embedder("wordllama")
@@ -244,8 +245,22 @@ async def test_an_empty_collection(tmp_path):
     await store.close()
 
 
+async def test_terms_of_another_version_and_another_embedder_s_vectors(tmp_path, monkeypatch):
+    """By words alone the vectors do not matter, but the words do."""
+    with monkeypatch.context() as old:
+        old.setattr(text, "VERSION", "0")
+        await (await filled(tmp_path)).close()
+    store = await opened(tmp_path, LLAMA)
+    assert "embedded by" in (await asked(store, mode="text")).old_words
+    await store.reembed("notes", silent)
+    assert (await asked(store, mode="text")).old_words == ""
+    await store.close()
+
+
 async def test_terms_of_another_version(tmp_path, monkeypatch):
-    """The vectors are good, so both legs answer, and they stay; the terms are counted anew."""
+    """The vectors are good, so both legs answer, and they stay; the terms are counted anew. Until
+    then words of today do not find all that is there, and the shard says so.
+    """
     monkeypatch.setattr(text, "VERSION", "0")
     with monkeypatch.context() as old:
         old.setattr(text, "terms", lambda content: content.split())
@@ -254,6 +269,11 @@ async def test_terms_of_another_version(tmp_path, monkeypatch):
     embedder = Gated(LLAMA)
     store = await opened(tmp_path, embedder)
     vectors = {name: row["vector"] for name, row in (await everything(store)).items()}
+    for mode, told in (("hybrid", True), ("text", True), ("vector", False)):
+        hits = await asked(store, "Invoice dragons", mode=mode)
+        assert ("indexed by another version" in hits.old_words) is told
+        status, reason = how_it_went(hits, mode)
+        assert (status, bool(reason)) == ("ok", told)
     hits = await asked(store, "Invoice dragons")
     assert hits.no_vectors == ""
     assert any(found.vector_hit for found in hits.candidates)
@@ -266,6 +286,7 @@ async def test_terms_of_another_version(tmp_path, monkeypatch):
     assert embedder.texts == []
     assert {name: row["vector"] for name, row in (await everything(store)).items()} == vectors
     hits = await asked(store, "dragons")
+    assert hits.old_words == ""
     assert [found.id for found in hits.candidates if found.text_hit] == ["b"]
     await store.index("notes", [Document(id="z", content="x")])
     await store.close()
@@ -316,6 +337,37 @@ async def test_no_search_misses_it_when_it_is_swapped(gated):
     assert {"a", "e"} <= {found.id for found in hits.candidates if found.vector_hit}
 
 
+@pytest.mark.parametrize("verb", ["fetch", "census"])
+async def test_no_reader_misses_it_when_it_is_swapped(foreign, monkeypatch, verb):
+    old = foreign._collections["notes"]
+    genuine = getattr(old, verb)
+
+    async def late(*arguments):
+        await foreign.reembed("notes", silent)
+        return await genuine(*arguments)
+
+    monkeypatch.setattr(old, verb, late)
+    if verb == "fetch":
+        assert [found.id for found in await foreign.fetch("notes", ["b", "a"])] == ["b", "a"]
+    else:
+        assert (await foreign.census("notes")).rows == 5
+    assert foreign._collections["notes"] is not old
+
+
+@pytest.mark.parametrize("verb", ["fetch", "census"])
+async def test_a_reader_of_what_is_dropped_meanwhile_is_told(foreign, monkeypatch, verb):
+    old = foreign._collections["notes"]
+    genuine = getattr(old, verb)
+
+    async def late(*arguments):
+        await foreign.drop("notes")
+        return await genuine(*arguments)
+
+    monkeypatch.setattr(old, verb, late)
+    with pytest.raises(InvalidError, match="unknown collection 'notes'"):
+        await (foreign.fetch("notes", ["a"]) if verb == "fetch" else foreign.census("notes"))
+
+
 async def test_equal_texts_are_embedded_once(gated):
     store, embedder = gated
     await store.reembed("notes", silent)
@@ -335,9 +387,47 @@ async def test_a_drop_ends_it(gated, monkeypatch):
     with pytest.raises(InvalidError, match="unknown collection 'notes'"):
         await work
     assert len(embedder.texts) == 1
-    assert not list(store._folder.glob("*.reembedding"))
+    assert not list(store._shelf.folder.glob("*.reembedding"))
     await store.index("notes", [Document(id="a", content="late invoice")])
     assert store.collections()[0].fingerprint == LLAMA.id
+
+
+async def test_a_drop_before_the_first_text_ends_it_too(gated, monkeypatch):
+    """The file of staged vectors is made while nobody reads, so the drop does not wait."""
+    store, _ = gated
+    genuine = reembedding.Staged
+    reached, go = threading.Event(), threading.Event()
+
+    def slow(*arguments, **options):
+        reached.set()
+        assert go.wait(30)
+        return genuine(*arguments, **options)
+
+    monkeypatch.setattr(reembedding, "Staged", slow)
+    work = asyncio.create_task(store.reembed("notes", silent))
+    await asyncio.to_thread(reached.wait, 30)
+    await store.drop("notes")
+    go.set()
+    with pytest.raises(InvalidError, match="unknown collection 'notes'"):
+        await work
+    assert not list(store._shelf.folder.glob("*.reembedding"))
+
+
+async def test_the_end_of_the_node_keeps_what_was_staged(tmp_path, gated, monkeypatch):
+    store, embedder = gated
+    monkeypatch.setattr(reembedding, "_BATCH", 1)
+    work = await begun(store, embedder)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0.05)
+    embedder.open.set()
+    await closing
+    with pytest.raises(UnavailableError):
+        await work
+    done = len(embedder.texts)
+    store = await opened(tmp_path, embedder)
+    await store.reembed("notes", silent)
+    assert (done, len(embedder.texts)) == (1, 4)
+    await store.close()
 
 
 async def test_two_at_once_embed_once(gated):
@@ -390,7 +480,7 @@ async def test_cancelled_in_the_last_step_it_ends_all_the_same(gated, monkeypatc
     assert (done.documents, done.after) == (0, LLAMA.id)
     assert store.collections()[0].fingerprint == LLAMA.id
     assert any(found.vector_hit for found in (await asked(store)).candidates)
-    assert not list(store._folder.glob("*.reembedding"))
+    assert not list(store._shelf.folder.glob("*.reembedding"))
 
 
 async def test_an_embedder_that_fails_changes_nothing(gated):
@@ -402,6 +492,28 @@ async def test_an_embedder_that_fails_changes_nothing(gated):
     assert await everything(store) == before
     embedder.fail = None
     assert (await store.reembed("notes", silent)).documents == 5
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda vectors: vectors * np.nan, "NaN or infinity for document 'a'"),
+        (lambda vectors: vectors[:, 1:], "shape"),
+        (lambda vectors: vectors[1:], "shape"),
+    ],
+    ids=["nan", "dim", "few"],
+)
+async def test_vectors_that_are_none_are_not_staged(gated, spoil, words):
+    store, embedder = gated
+    genuine = embedder.embedder
+    before = await everything(store)
+    embedder.embed_documents = lambda texts: spoil(genuine.embed_documents(texts))
+    with pytest.raises(StateError, match=words):
+        await store.reembed("notes", silent)
+    assert await everything(store) == before
+    del embedder.embed_documents
+    assert (await store.reembed("notes", silent)).documents == 5
+    assert any(found.vector_hit for found in (await asked(store)).candidates)
 
 
 async def test_a_commit_that_fails_changes_nothing(foreign, monkeypatch):
@@ -419,11 +531,26 @@ async def test_a_commit_that_fails_changes_nothing(foreign, monkeypatch):
     assert (await foreign.reembed("notes", silent)).documents == 5
 
 
+async def test_staged_vectors_that_a_kill_left_behind_go(tmp_path, foreign):
+    """Between the last step and their removal; those of a collection still to be embedded stay."""
+    await foreign.index("mine", [Document(id="a", content="x")])
+    for name in ("notes", "mine", "gone"):
+        (tmp_path / f"{name}.reembedding").touch()
+    await foreign.close()
+    store = await opened(tmp_path, LLAMA)
+    assert [file.name for file in tmp_path.glob("*.reembedding")] == ["notes.reembedding"]
+    (tmp_path / "mine.reembedding").touch()
+    await store.reembed("mine", silent)
+    await store.reembed("notes", silent)
+    assert not list(tmp_path.glob("*.reembedding"))
+    await store.close()
+
+
 # -- the staged vectors ----------------------------------------------------------------------------
 
 
 def staged(path, *, embedder="e", dim=3):
-    return reembedding.Staged(path, embedder=embedder, dim=dim)
+    return staging.Staged(path, embedder=embedder, dim=dim)
 
 
 def rows(*numbers):

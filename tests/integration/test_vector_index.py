@@ -36,9 +36,9 @@ class TopicEmbedder:
 EMBEDDER = TopicEmbedder()
 
 
-async def opened(folder, hot_mb=0):
+async def opened(folder, hot_mb=0, embedder=EMBEDDER):
     return await LanceDocuments.open(
-        folder, embedder=EMBEDDER, shard="s1", clock=SystemClock(), hot_mb=hot_mb
+        folder, embedder=embedder, shard="s1", clock=SystemClock(), hot_mb=hot_mb
     )
 
 
@@ -106,14 +106,64 @@ async def test_it_is_built_in_the_background_and_finds_as_much(tmp_path, monkeyp
     await store.close()
 
 
+class OddEmbedder(TopicEmbedder):
+    """Vectors whose length the index does not take."""
+
+    id, dim = "topics-250", 250
+
+    def embed_query(self, text):
+        return super().embed_query(text)[: self.dim]
+
+
+async def test_vectors_that_no_index_takes_are_read_through_and_nothing_is_tried(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(vector_index, "MIN_ROWS", 500)
+    store = await opened(tmp_path, embedder=OddEmbedder())
+    await store.index("notes", documents(0, 1000))
+    assert not store._collections["notes"]._contents.wants_review
+    assert len(await found(store, 3)) == DEPTH
+    await store.close()
+
+
+async def test_a_build_that_failed_is_not_tried_with_every_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(vector_index, "MIN_ROWS", 500)
+    tried = []
+
+    async def create_index(*_args, **_options):
+        tried.append(1)
+        raise OSError("No space left on device")
+
+    store = await opened(tmp_path)
+    await store.index("notes", documents(0, 100))
+    collection = store._collections["notes"]
+    with monkeypatch.context() as full:
+        full.setattr(type(collection._table), "create_index", create_index)
+        await store.index("notes", documents(100, 900))
+        await tidied(collection)
+        assert tried == [1]
+        for turn in range(5):
+            await store.index("notes", documents(1000 + turn, 1))
+            await tidied(collection)
+        assert tried == [1]
+    await store.index("notes", documents(1005, 110))
+    await tidied(collection)
+    assert await indexed(store) == 0
+    await store.close()
+
+
+async def tidied(collection):
+    async with asyncio.timeout(60):
+        while collection._tidier._task is not None:
+            await asyncio.sleep(0.02)
+
+
 @pytest.mark.timeout(180)
 async def test_a_small_table_and_a_hot_one_have_none(tmp_path, monkeypatch):
     monkeypatch.setattr(vector_index, "MIN_ROWS", 500)
     store = await opened(tmp_path, hot_mb=64)
     await store.index("notes", documents(0, 1000))
-    async with asyncio.timeout(60):
-        while store._collections["notes"]._tidier._task is not None:
-            await asyncio.sleep(0.02)
+    await tidied(store._collections["notes"])
     columns = [i.columns for i in await store._collections["notes"]._table.list_indices()]
     assert columns == [["words"]]
     await store.close()

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+import time
 
 import pytest
 import pytest_asyncio
@@ -276,7 +278,7 @@ async def test_a_reply_that_cannot_be_sent_is_lost_and_harms_nobody():
 # -- an author's searches --------------------------------------------------------------------------
 
 
-def searching(**searches):
+def searching(embedder=None, **searches):
     node = mesh.Node("crm")
     for name, function in searches.items():
         node.search(name)(function)
@@ -284,7 +286,7 @@ def searching(**searches):
         "crm",
         MeshConfig(),
         documents=NoDocuments(),
-        embedder=HashEmbedder(),
+        embedder=embedder or HashEmbedder(),
         searches=node.searches,
         clock=SystemClock(),
     )
@@ -330,6 +332,54 @@ async def test_an_author_may_say_why_and_nothing_else_was_asked():
 
     with pytest.raises(UnavailableError, match="being updated"):
         await searching(away=away).answer(asked(candidates=False))
+
+
+class Away(HashEmbedder):
+    """An endpoint that does not answer, after a while."""
+
+    def __init__(self, after_s):
+        super().__init__()
+        self.ended = threading.Event()
+        self.after_s = after_s
+        self.tried = 0
+
+    def embed_documents(self, _texts):
+        self.tried += 1
+        self.ended.wait(self.after_s)
+        raise UnavailableError("the embedder does not answer")
+
+    def embed_query(self, text):
+        self.embed_documents([text])
+
+
+@pytest.mark.parametrize("after_s", [0, 60])
+async def test_what_a_function_found_is_ranked_by_words_where_the_embedder_is_away(after_s):
+    embedder = Away(after_s)
+    node = searching(embedder, good=good)
+    began = time.perf_counter()
+    [hits] = (await node.answer(asked())).shards
+    assert time.perf_counter() - began < 0.3
+    [found] = hits.candidates
+    assert (found.cosine, found.vector_hit, found.text_hit) == (None, False, True)
+    assert "the embedder" in hits.no_vectors
+    assert embedder.tried == 1
+    embedder.ended.set()
+    by_vector = SearchRequest(
+        query="late invoice",
+        candidates=True,
+        options=SearchOptions(timeout_ms=300, mode="vector"),
+    )
+    with pytest.raises(UnavailableError, match="the embedder"):
+        await node.answer(by_vector)
+
+
+async def test_by_words_alone_nothing_of_a_function_is_embedded():
+    embedder = Away(0)
+    options = SearchOptions(timeout_ms=300, mode="text")
+    request = SearchRequest(query="late invoice", candidates=True, options=options)
+    [hits] = (await searching(embedder, good=good).answer(request)).shards
+    assert ([found.text_hit for found in hits.candidates], hits.no_vectors) == ([True], "")
+    assert embedder.tried == 0
 
 
 async def test_long_texts_of_a_function_are_cut_for_no_fetch_would_find_them():

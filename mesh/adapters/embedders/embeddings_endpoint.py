@@ -28,6 +28,8 @@ Floats = npt.NDArray[np.float32]
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0
 _MOST_ASKED_S = 60.0
 """Whoever asks us to wait for longer is not waited for."""
+_MOST_DIGITS = 9
+"""Of how long we are asked to wait: more are no wait that anybody means, or no number at all."""
 _CONNECT_S = 5.0
 _MOST_ANSWER_BYTES = 64 * 1024 * 1024
 _MOST_WORDS = 300
@@ -79,7 +81,14 @@ class Endpoint:
     """`POST URL/embeddings`, from any number of threads."""
 
     def __init__(
-        self, url: str, model: str, key: str, *, dim: int, wait: Callable[[float], None]
+        self,
+        url: str,
+        model: str,
+        key: str,
+        *,
+        dim: int,
+        wait: Callable[[float], None],
+        now: Callable[[], float],
     ) -> None:
         """Args:
         url: Without `/embeddings`.
@@ -87,6 +96,7 @@ class Endpoint:
         key: Bearer token; empty: none.
         dim: Length of the vectors to ask for; 0: as the model has it.
         wait: Lets seconds pass.
+        now: Seconds of a clock that never goes back.
         """
         parts = urlsplit(url)
         self.host = f"{parts.scheme}://{parts.netloc}"
@@ -96,6 +106,7 @@ class Endpoint:
         self._key = key
         self._dim = dim
         self._wait = wait
+        self._now = now
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
 
@@ -157,7 +168,8 @@ class Endpoint:
         import httpx  # noqa: PLC0415 (only who uses it pays for it)
 
         client = self._connected()
-        # Of every step, so that an endpoint that drips is cut off as well, if not as exactly.
+        # httpx counts anew with every piece that comes, hence the deadline besides.
+        deadline = self._now() + timeout_s
         timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
         try:
             with client.stream("POST", self._url, content=body, timeout=timeout) as response:
@@ -167,6 +179,8 @@ class Endpoint:
                     size += len(part)
                     if size > _MOST_ANSWER_BYTES:
                         raise StateError(f"the embedder at {self.host} answers without end")
+                    if self._now() > deadline:
+                        raise httpx.ReadTimeout("it drips")
                 header = response.headers.get("retry-after", "")
                 return _Reply(response.status_code, header, b"".join(parts))
         except httpx.TimeoutException as error:
@@ -247,8 +261,9 @@ def _asked_wait_s(header: str) -> float | None:
 
     Source: RFC 9110, 10.2.3.
     """
-    if header.strip().isdecimal():
-        return float(header)
+    seconds = header.strip()
+    if seconds.isdecimal():
+        return float(seconds[:_MOST_DIGITS])
     try:
         until = email.utils.parsedate_to_datetime(header)
     except ValueError:

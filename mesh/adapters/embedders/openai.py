@@ -77,6 +77,7 @@ class OpenAIEmbedder:
             _checked_key(settings.embedder_key),
             dim=settings.embedder_dim,
             wait=wait,
+            now=now,
         )
         self._now = now
         self._lock = threading.Lock()
@@ -144,10 +145,11 @@ class OpenAIEmbedder:
             if self._now() < self._rests_until:
                 raise UnavailableError(self._why)
         try:
-            self._learn(_QUERY_TRIES)
+            within_s = min(_QUERY_S, self._timeout_s)
+            self._learn(_QUERY_TRIES, within_s)
             vector: Floats = np.zeros(self.dim, dtype=np.float32)
             if text.strip():
-                vector = self._ask([text], _QUERY_TRIES, min(_QUERY_S, self._timeout_s))[0]
+                vector = self._ask([text], _QUERY_TRIES, within_s)[0]
         except UnavailableError as error:
             with self._lock:
                 self._rests_until, self._why = self._now() + _REST_S, str(error)
@@ -159,10 +161,11 @@ class OpenAIEmbedder:
                 self._queries.popitem(last=False)
         return vector
 
-    def _learn(self, tries: int = _DOCUMENT_TRIES) -> _Known:
+    def _learn(self, tries: int = _DOCUMENT_TRIES, timeout_s: float | None = None) -> _Known:
         known = self._known
         if known is None:  # two threads that ask at once learn the same
-            vectors = self._endpoint.embed(TEXTS, tries=tries, timeout_s=self._timeout_s)
+            timeout_s = timeout_s or self._timeout_s
+            vectors = self._endpoint.embed(TEXTS, tries=tries, timeout_s=timeout_s)
             known = self._known = _Known(vectors.shape[1], threshold(vectors))
         return known
 

@@ -2,7 +2,10 @@
 
 - documents.py: the facade, `mesh.ports.Documents`
 - catalogue.py: what must outlive a dropped collection
-- table.py: one collection, its state and its writer; reader.py, tidying.py: the rest of it
+- shelf.py: which collections there are
+- table.py: one collection; writing.py and planning.py: its writer; reader.py, tidying.py: the rest
+- searching.py: a search over them; embedding.py: what the embedder makes of texts
+- foreign.py, reembedding.py, staging.py: collections of another embedder
 - schema.py: its columns; expressions.py: filters on them
 - statistics.py: N, lengths and document frequencies, exact
 - candidates.py: what a search found, ready to be ranked anywhere

@@ -44,6 +44,8 @@ class Query(NamedTuple):
     """Why it cannot be answered all the same."""
     texts: int | None = None
     """How many candidates bring their texts along; None: all."""
+    old_words: str = ""
+    """Why the text leg may miss something."""
 
 
 class Weights(NamedTuple):

@@ -15,16 +15,18 @@ from lancedb import AsyncConnection, AsyncTable
 
 from mesh.adapters.lance import hot, schema
 from mesh.adapters.lance.driver import translated
+from mesh.adapters.lance.embedding import Embedding
+from mesh.adapters.lance.foreign import Foreign, foreign
 from mesh.adapters.lance.hot import Floats, HotCopy, HotRow
 from mesh.adapters.lance.hot_budget import HotBudget
-from mesh.adapters.lance.reembedding import Foreign, foreign
 from mesh.adapters.lance.statistics import Statistics
 from mesh.adapters.lance.vector_index import VectorIndex
 from mesh.core.filters import Kind
 from mesh.ports import Clock, Embedder
 
 _INLINE_ROWS = 16
-"""So few are taken into the hot copy on the loop: less than a millisecond."""
+_INLINE_CHARS = 8_000
+"""So little is taken into the hot copy on the loop: about a millisecond."""
 
 _log = structlog.get_logger()
 
@@ -33,7 +35,7 @@ class Store(NamedTuple):
     """What all collections of a node share."""
 
     connection: AsyncConnection
-    embedder: Embedder
+    embedding: Embedding
     shard: str
     clock: Clock
     gate: asyncio.Semaphore
@@ -41,6 +43,10 @@ class Store(NamedTuple):
     budget: HotBudget
     node: str = ""
     """Who this is, for advice."""
+
+    @property
+    def embedder(self) -> Embedder:
+        return self.embedding.embedder
 
 
 class Contents:
@@ -53,7 +59,7 @@ class Contents:
         self.columns: dict[str, Kind] = {}
         self.statistics = Statistics()
         self.data_version = 0
-        self.vector_index = VectorIndex(table, name)
+        self.vector_index = VectorIndex(table, name, store.embedder.dim)
         self.hot: HotCopy | None = None
         """None: there is no room for it."""
         self.foreign: Foreign | None = None
@@ -71,6 +77,15 @@ class Contents:
         Raises:
             StateError
         """
+        # The one that there is goes first, so that there are never two; its room is kept for it.
+        self.hot = None
+        try:
+            await self._load()
+        except BaseException:
+            self._store.budget.free(self.name)
+            raise
+
+    async def _load(self) -> None:
         with translated("reading", self.name):
             layout = await self.table.schema()
             self.foreign = foreign(
@@ -80,7 +95,8 @@ class Contents:
             scan = _Scan(await self._new_copy())
             async for batch in await self.table.query().select(scan.columns).to_batches():
                 await asyncio.to_thread(scan.read, batch)
-                if scan.copy is not None and not self._fits(scan.copy):
+                # Taken as it grows: another collection may be loaded meanwhile.
+                if scan.copy is not None and not self._takes(scan.copy):
                     scan.copy = None
         if scan.copy is not None:
             scan.copy.publish()
@@ -124,19 +140,26 @@ class Contents:
         """Into the hot copy, where the next `committed` shows them."""
         if self.hot is None:
             return
-        if len(rows) <= _INLINE_ROWS:
+        chars = sum(len(row.content) for row in rows)
+        if len(rows) <= _INLINE_ROWS and chars <= _INLINE_CHARS:
             self.hot.add(rows, vectors)
         else:
             await asyncio.to_thread(self.hot.add, rows, vectors)
 
     def committed(self, version: int, change: Statistics, removed: Iterable[str] = ()) -> None:
-        """The table has this version now; memory follows."""
+        """The table has this version now; memory follows, and `trim` has to."""
         self.statistics.apply(change)
         self.data_version = self._born + version
         if self.hot is not None:
             self.hot.publish(removed)
-            self._keep(self.hot if self._fits(self.hot) else None)
         self.stale = False
+
+    async def trim(self) -> None:
+        """Keep the hot copy within its room: without its dead rows, or, if need be, not at all."""
+        if self.hot is not None and not self._fits(self.hot) and self.hot.compactable:
+            self._keep(await asyncio.to_thread(self.hot.compacted))
+        else:
+            self._keep(self.hot)
 
     # -- the hot copy ------------------------------------------------------------------------------
 
@@ -173,11 +196,17 @@ class Contents:
     def _fits(self, copy: HotCopy) -> bool:
         return self._store.budget.fits(self.name, copy.bytes)
 
+    def _takes(self, copy: HotCopy) -> bool:
+        return self._store.budget.take(self.name, copy.bytes)
+
     def _size(self) -> int:
         rows, tokens = self.statistics.rows, self.statistics.tokens
         return hot.estimate_bytes(rows, tokens, self._store.embedder.dim)
 
     def _keep(self, copy: HotCopy | None) -> None:
+        """If there is still room for it."""
+        if copy is not None and not self._takes(copy):
+            copy = None
         is_hot = copy is not None
         if is_hot != self._told and not self.foreign:
             self._told = is_hot
@@ -191,8 +220,6 @@ class Contents:
         self.hot = copy
         if copy is None:
             self._store.budget.free(self.name)
-        else:
-            self._store.budget.take(self.name, copy.bytes)
 
 
 class _Scan:

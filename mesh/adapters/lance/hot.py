@@ -24,9 +24,13 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int32]
 
 _MIN_DEAD = 256
-_GROWTH = 1.25
+_GROWTH = 1.125
+_WORTH = 16
+"""Compacting goes through all rows, so one of so many at least has to be dead."""
 _ROW_BYTES = 180
-"""Of a row besides vector, texts and postings: list slots, entry of the dict, length, flags."""
+"""Of a row besides vector, texts and postings: list slots, entry of the dict."""
+_FLAGS_BYTES = 6
+"""Of a row: its length and two marks."""
 _POSTING_BYTES = 9
 _TERM_BYTES = 300
 """A term that is new: its text, its array, its entry of the dict. Measured with tracemalloc."""
@@ -77,8 +81,12 @@ class Snapshot(NamedTuple):
         pairs = self.postings.get(term)
         if pairs is None:
             return _NOWHERE
-        # `tobytes` is one step for other threads; a view would keep the writer from appending.
-        both = np.frombuffer(pairs.tobytes(), dtype=np.uint32).reshape(-1, 2)
+        # `tobytes` is one step for other threads; a view would keep the writer from appending. He
+        # may have appended a row and not yet its count.
+        words = np.frombuffer(pairs.tobytes(), dtype=np.uint32)
+        both = words[: len(words) // 2 * 2].reshape(-1, 2)
+        if not len(both):
+            return _NOWHERE
         rows = both[:, 0].astype(np.intp)
         if rows[-1] < self.rows:
             return Posting(rows, both[:, 1].astype(np.intp))
@@ -105,8 +113,8 @@ class HotCopy:
         self._directed: Bools = np.ones(0, dtype=bool)
         self._postings: dict[str, array[int]] = {}
         self._places: dict[str, int] = {}
-        self.bytes = 0
-        """Estimate of all of it, dead rows and rows that are not published yet too."""
+        self._bytes = 0
+        """Of everything but the arrays."""
         self._snapshot = self._taken()
 
     @property
@@ -115,12 +123,19 @@ class HotCopy:
         return self._snapshot
 
     @property
+    def bytes(self) -> int:
+        """Estimate of all of it: dead rows, rows not published yet and room for others too."""
+        return self._bytes + len(self._lengths) * (self.dim * 4 + _FLAGS_BYTES)
+
+    @property
     def wasteful(self) -> bool:
         """Whether `compacted` is due."""
         return self._dead > max(_MIN_DEAD, (self._rows - self._dead) // 4)
 
-    def __len__(self) -> int:
-        return len(self._places)
+    @property
+    def compactable(self) -> bool:
+        """Whether `compacted` gives back enough to be worth it where room is short."""
+        return self._dead > self._rows // _WORTH
 
     def place(self, name: str) -> int | None:
         """Row of the document with this id."""
@@ -141,7 +156,7 @@ class HotCopy:
         self._directed[first : first + len(rows)] = vectors.any(axis=1)
         self._living[first : first + len(rows)] = True
         postings = self._postings
-        size = (self.dim * 4 + _ROW_BYTES) * len(rows)
+        size = _ROW_BYTES * len(rows)
         for number, row in enumerate(rows, first):
             self._contents.append(row.content)
             self._hashes.append(row.hash)
@@ -157,7 +172,7 @@ class HotCopy:
                 pairs.append(count)
             size += len(counts) * _POSTING_BYTES + sum(map(sys.getsizeof, row[:4]))
             self._ids.append(row.id)
-        self.bytes += size
+        self._bytes += size
 
     def publish(self, removed: Iterable[str] = ()) -> None:
         """Show what was added, in place of the rows with the same ids, and hide `removed`."""
@@ -203,8 +218,8 @@ class HotCopy:
                 both[:, 0] = numbers[both[:, 0]]
                 new._postings[term] = array("I", both.tobytes())
                 postings += len(both)
-        new.bytes = (
-            (self.dim * 4 + _ROW_BYTES) * len(kept)
+        new._bytes = (
+            _ROW_BYTES * len(kept)
             + sum(
                 sum(map(sys.getsizeof, column))
                 for column in (new._ids, new._contents, new._hashes, new._metadata)

@@ -7,7 +7,10 @@ _SHARE_TO_RETURN = 0.75
 
 
 class HotBudget:
-    """First come, first served: who has its copy keeps it until it outgrows what is left for it."""
+    """First come, first served: who has its copy keeps it until it outgrows what is left for it.
+
+    Of what stays: while a copy's dead rows are removed, there are two of it.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -26,9 +29,14 @@ class HotBudget:
         """Whether a copy that is not there may be made."""
         return self.fits(collection, round(size / _SHARE_TO_RETURN))
 
-    def take(self, collection: str, size: int) -> None:
-        """Note what the collection's copy takes now."""
+    def take(self, collection: str, size: int) -> bool:
+        """Note what the collection's copy takes now, if there is room for it; else what it took
+        stays noted.
+        """
+        if not self.fits(collection, size):
+            return False
         self._taken[collection] = size
+        return True
 
     def free(self, collection: str) -> None:
         """Its copy is gone."""

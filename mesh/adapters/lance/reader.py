@@ -25,6 +25,8 @@ class Known(NamedTuple):
     """What a writer has to know of a document that is there."""
 
     hash: str
+    chars: int
+    """Of its text, or of its terms, which are about as long."""
     words: Callable[[], list[str]]
     """Its terms."""
 
@@ -133,7 +135,11 @@ class Reader:
             now = copy.snapshot
             rows = ((name, copy.place(name)) for name in ids)
             return {
-                name: Known(now.hashes[row], functools.partial(text.terms, now.contents[row]))
+                name: Known(
+                    now.hashes[row],
+                    len(now.contents[row]),
+                    functools.partial(text.terms, now.contents[row]),
+                )
                 for name, row in rows
                 if row is not None
             }
@@ -141,7 +147,7 @@ class Reader:
         table = await self._search(self._table.query(), expressions.chosen(matching, ids), names)
         columns = (schema.strings(table, name) for name in names)
         return {
-            name: Known(digest, functools.partial(schema.split, words))
+            name: Known(digest, len(words), functools.partial(schema.split, words))
             for name, digest, words in zip(*columns, strict=True)
         }
 

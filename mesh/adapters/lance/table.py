@@ -18,19 +18,12 @@ from mesh.adapters.lance.candidates import Query, Weights
 from mesh.adapters.lance.census import Census
 from mesh.adapters.lance.contents import Contents, Store
 from mesh.adapters.lance.driver import translated
+from mesh.adapters.lance.foreign import Foreign, answerable
+from mesh.adapters.lance.planning import Other, Update, Upsert, not_found
 from mesh.adapters.lance.reader import Reader
-from mesh.adapters.lance.reembedding import Foreign, answerable
 from mesh.adapters.lance.statistics import Statistics
 from mesh.adapters.lance.tidying import Tidier
-from mesh.adapters.lance.writing import (
-    ClosedError,
-    Other,
-    Update,
-    Upsert,
-    Writer,
-    not_found,
-    ordered,
-)
+from mesh.adapters.lance.writing import ClosedError, Writer, ordered
 from mesh.core import documents as rules
 from mesh.core.filters import Condition, Kind, conditions
 from mesh.errors import ConflictError
@@ -59,6 +52,8 @@ class Collection:
         self._store = store
         self._table = table
         self._contents = Contents(name, store, table)
+        self.unproven = False
+        """Whether it was made for a write that has not succeeded yet."""
         self._counted: tuple[int, Census] | None = None
         """The last census, and of which data version."""
         self._reads = 0
@@ -72,7 +67,7 @@ class Collection:
             self._reader,
             self._tidier,
             lock=lock,
-            embedder=store.embedder,
+            embedding=store.embedding,
             clock=store.clock,
         )
 
@@ -90,6 +85,7 @@ class Collection:
         with translated("creating", name):
             table = await store.connection.create_table(name, schema=layout)
         collection = cls(name, store, table)
+        collection.unproven = True
         await collection._prepare()
         return collection
 
@@ -140,6 +136,11 @@ class Collection:
         await self._writer.settled()
 
     @property
+    def idle(self) -> bool:
+        """Whether it is empty, and nobody writes or waits to."""
+        return self._writer.idle and not self.statistics.rows
+
+    @property
     def closed(self) -> bool:
         return self._writer.closed
 
@@ -175,13 +176,18 @@ class Collection:
         return self._contents.foreign
 
     @property
+    def blank(self) -> bool:
+        """Whether it is foreign and empty: then it may be made anew for whoever writes."""
+        return self.foreign is not None and not self.statistics.rows
+
+    @property
     def fingerprint(self) -> str:
         """Of the vectors that are there."""
         return self.foreign.embedder if self.foreign else self._store.embedder.id
 
     def _refuse_if_foreign(self) -> None:
         """Raises ConflictError where this node could not make vectors and terms like the others."""
-        if self.foreign:
+        if self.foreign and not self.blank:
             raise ConflictError(f"collection {self.name!r} is {self.foreign.reason}")
 
     @property
@@ -366,6 +372,7 @@ class Collection:
             fingerprint=self.fingerprint,
             data_version=self.data_version,
             no_vectors=query.no_vectors if self.statistics.rows else "",
+            old_words=query.old_words if self.statistics.rows else "",
         )
 
     async def fetch(self, ids: Sequence[str]) -> list[StoredDocument]:

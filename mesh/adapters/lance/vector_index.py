@@ -23,6 +23,10 @@ MIN_ROWS = 10_000
 ROWS_PER_PARTITION = 4096
 GROWTH_TO_REBUILD = 4
 """New rows join the partitions that there are; they describe them less well in time."""
+GROWTH_TO_TRY_AGAIN = 1.1
+"""After a build that failed; each costs as much as one that does not."""
+DIM_STEP = 8
+"""IVF_RQ takes vectors of other lengths not at all: those tables are read through."""
 REFINE_FACTOR = 8
 """Times the rows wanted, which are measured again."""
 _ALL_PARTITIONS = 1_000_000
@@ -34,14 +38,18 @@ _log = structlog.get_logger()
 class VectorIndex:
     """Whoever builds it holds the writer's lock; any number search meanwhile."""
 
-    def __init__(self, table: AsyncTable, collection: str) -> None:
+    def __init__(self, table: AsyncTable, collection: str, dim: int) -> None:
         self._table = table
         self._collection = collection
+        self._dim = dim
         self._built_for: int | None = None
         """Rows there were; None: there is no index."""
+        self._failed_for = 0
+        """Rows there were at the last build, if that failed."""
 
     async def open(self, rows: int) -> None:
-        """Look whether there is one.
+        """Look whether there is one. For how many rows it was built, LanceDB does not tell: taken
+        for built for as many as there are, it is rebuilt later than need be.
 
         Raises:
             StateError
@@ -53,7 +61,7 @@ class VectorIndex:
 
     def is_due(self, rows: int) -> bool:
         """Whether `build` would help a table with so many rows."""
-        if rows < MIN_ROWS:
+        if rows < max(MIN_ROWS, self._failed_for * GROWTH_TO_TRY_AGAIN) or self._dim % DIM_STEP:
             return False
         return self._built_for is None or rows >= self._built_for * GROWTH_TO_REBUILD
 
@@ -64,13 +72,14 @@ class VectorIndex:
             StateError
         """
         partitions = max(1, rows // ROWS_PER_PARTITION)
+        self._failed_for = rows  # unless it gets to the end
         with translated("indexing", self._collection):
             await self._table.create_index(
                 _COLUMN,
                 config=IvfRq(distance_type="cosine", num_partitions=partitions),
                 replace=True,
             )
-        self._built_for = rows
+        self._built_for, self._failed_for = rows, 0
         _log.info("mesh.documents.vectors_indexed", collection=self._collection, rows=rows)
 
     def applied(self, search: Any, *, filtered: bool) -> Any:

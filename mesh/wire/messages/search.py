@@ -87,6 +87,8 @@ class ShardHits(Wire, frozen=True, kw_only=True):
     candidates: list[Candidate] = []
     no_vectors: str = ""
     """Why its vector leg is missing, though it was asked."""
+    old_words: str = ""
+    """Why its text leg, which was asked, may miss something."""
     unmatched: bool = False
     """It lacks a column that is filtered by: nothing can match. Its statistics count."""
 
