@@ -9,7 +9,8 @@ given. Partial answers are never kept, nor what functions found.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,7 +30,6 @@ from mesh.wire.messages import (
     CacheStats,
     Candidates,
     Changed,
-    SearchOptions,
     SearchRequest,
     SearchResult,
 )
@@ -38,6 +38,7 @@ log = structlog.get_logger()
 
 _MB = 1024 * 1024
 _WRITES = frozenset({"index", "update", "delete", "drop", "sync"})
+_DIGEST_BYTES = 32
 _SNAPSHOTS = 2
 """So many of the masters' snapshots of the route table may fail to come."""
 
@@ -45,7 +46,8 @@ _SNAPSHOTS = 2
 class Place(NamedTuple):
     """Where an answer is kept, and what it was asked of."""
 
-    key: tuple[Hashable, ...]
+    key: bytes
+    """A digest: questions are as long as people make them, and each entry would hold its own."""
     stamp: Stamp
 
 
@@ -149,8 +151,7 @@ class AnswerCache:
         stamp = plan.stamped[1]
         if stamp is None or now < stamp.settled_at:
             return None
-        key = request.query.strip(), request.limit, _canonical(request.options)
-        return Place((*key, stamp.digest, plan.absent, self._era), stamp)
+        return Place(_digest(request, stamp.digest, plan.absent, self._era), stamp)
 
     def get(self, place: Place, now: float) -> SearchResult | None:
         """The answer that is kept there."""
@@ -196,26 +197,31 @@ class AnswerCache:
         return self._entries.clear()
 
 
-def _canonical(options: SearchOptions) -> bytes:
-    """Equal for options that give the same answer. `require` and `timeout_ms` are not among them:
-    what is kept is whole, so it is good for all of these; shards are told by the plan.
+def _digest(request: SearchRequest, *of: object) -> bytes:
+    """Equal for requests that get the same answer `of` the same. `require` and `timeout_ms` are not
+    in it: what is kept is whole, so it is good for all of these; shards are told by the plan.
     """
+    options = request.options
     filters = [
         [column, sorted({codec.encode(one).decode() for one in given})]
         if isinstance(given, list)
         else [column, given]
         for column, given in sorted(options.filters.items())
     ]
-    return codec.encode(
+    asked = codec.encode(
         [
+            request.query.strip(),
+            request.limit,
             options.mode,
             options.threshold,
             options.strategy,
             options.deduplicate,
             options.explain,
             filters,
+            *of,
         ]
     )
+    return hashlib.blake2b(asked, digest_size=_DIGEST_BYTES).digest()
 
 
 def _size(answer: SearchResult) -> int:

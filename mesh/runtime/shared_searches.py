@@ -52,7 +52,7 @@ class SharedSearches:
         if (kept := self._cache.get(place, began)) is not None:
             return self._own(kept, request, began, cached=True)
         timeout_s = request.options.timeout_ms / 1000
-        give_up, key = began + timeout_s, (*place.key, request.options.require)
+        give_up, key = began + timeout_s, (place.key, request.options.require)
         flight = self._flights.find(key, give_up)
         if flight is None:
             flight = self._begin(key, request, chosen, place, began)

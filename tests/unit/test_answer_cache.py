@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 from search_world import ScriptedNode, SearchWorld, but_own, versions
@@ -130,6 +131,23 @@ async def test_an_answer_is_good_for_its_time():
         assert (await world.search()).cached
         await asyncio.sleep(1)
         assert not (await world.search()).cached
+
+
+@virtual
+async def test_long_questions_take_no_more_room_than_is_counted():
+    async with SearchWorld(*two()) as world:
+        for number in range(3):
+            filters = {"kind": [f"{number}-{'x' * 50_000}-{n}" for n in range(5)]}
+            await world.search("late " * 800, filters=filters)
+        assert world.stats.entries == 3
+        assert held_bytes(world.client._cache._entries._entries) < world.stats.bytes
+
+
+def held_bytes(thing):
+    """Of a container, with all that is in it."""
+    inside = [*thing, *thing.values()] if isinstance(thing, dict) else thing
+    within = map(held_bytes, inside) if isinstance(thing, dict | tuple) else ()
+    return sys.getsizeof(thing) + sum(within)
 
 
 # -- what is never kept ----------------------------------------------------------------------------
