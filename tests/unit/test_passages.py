@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from mesh.core.near_duplicates import repeats
 from mesh.core.passages import pack
-from mesh.core.splitting import PASSAGE_TOKENS, split
+from mesh.core.splitting import PASSAGE_TOKENS, sentences, split
 from mesh.core.text import terms
 from mesh.core.tokens import tokens
 from mesh.wire.messages import Hit
@@ -98,6 +99,26 @@ def test_an_abbreviation_ends_no_sentence():
     text = ("word " * 100) + "e.g. " + ("more " * 60) + "End here. Next one."
     first, *_ = split(text)
     assert not text[slice(*first)].endswith("e.g.")
+
+
+@pytest.mark.parametrize("run", ["\n", ".", " \n", ". ", ".\n", "\n.", ".)", "1", "\n1", "\u3002 "])
+@pytest.mark.parametrize("end", ["x", "- x", ""])
+def test_splitting_takes_time_in_proportion_to_the_text(run, end):
+    """A step for every pair of characters would take sixty-four times as long for eight times as
+    much: seconds, where this takes milliseconds.
+    """
+
+    def took_s(times):
+        text = "hello world" + run * times + end
+        began = time.process_time()
+        places = split(text)
+        for place in places:
+            list(sentences(text, *place))
+        return time.process_time() - began
+
+    few = min(took_s(1_000) for _ in range(3))
+    many = min(took_s(8_000) for _ in range(2))
+    assert many < 24 * few + 0.05
 
 
 # -- choosing --------------------------------------------------------------------------------------
