@@ -48,7 +48,8 @@ def split(text: str, start: int = 0) -> list[Stretch]:
             used += units
     if used:
         found.append((begin, end))
-    return [_stripped(text, *stretch) for stretch in found]
+    places = [_stripped(text, *stretch) for stretch in found]
+    return [(left, right) for left, right in places if left < right]  # a long run of blanks
 
 
 def sentences(text: str, start: int, end: int) -> Iterator[Stretch]:

@@ -15,6 +15,8 @@ from mesh.core.text import terms
 from mesh.core.tokens import tokens
 from mesh.wire.messages import Hit
 
+MOST_CHARS_A_TOKEN = 17
+"""A run of sixteen blanks of one kind, and one of another."""
 LONG = "".join(
     f"Sentence {n} tells of topic{n} and little else, at some length. " for n in range(90)
 )
@@ -55,6 +57,11 @@ def texts(packed):
         ("\N{GRINNING FACE}", 3),
         ("x" * 100, 34),
         ("\ud800", 2),
+        ("a" + " " * 32 + "b", 4),
+        ("\t" * 33, 3),
+        ("\r\r", 2),
+        ("\xa0", 1),
+        ("\u3000\u3000", 4),
     ],
 )
 def test_the_estimate_of_tokens(text, expected):
@@ -178,6 +185,13 @@ def test_one_endless_sentence_is_cut_at_a_word():
     assert 80 <= packed.tokens <= 100
 
 
+@pytest.mark.parametrize("blank", [" ", "\t", "\r", "\xa0", "\u3000", "\x0b", "\u2028"])
+def test_blanks_are_not_for_nothing(blank):
+    packed = pack("alpha", [hit(f"alpha{blank * 300_000}beta")], budget=100, most=10)
+    assert packed.passages
+    assert len(packed.prompt) <= MOST_CHARS_A_TOKEN * 100
+
+
 def test_a_title_that_the_text_begins_with_is_not_there_twice():
     packed = pack("x", [hit("Billing\nInvoices are late.", title="Billing")], budget=200, most=5)
     assert texts(packed) == ["Invoices are late."]
@@ -275,6 +289,10 @@ WORDS = st.sampled_from(
         "\n\n",
         "\n",
         "-",
+        " " * 70,
+        "\t" * 500,
+        "\xa0" * 70,
+        "\u3000\r",
         "x.",
         "日本。",
         "1",
@@ -301,6 +319,7 @@ def test_the_budget_holds_sources_are_whole_and_nothing_is_there_twice(hits, bud
     packed = pack("late invoice", hits, budget=budget, most=most)
 
     assert tokens(packed.prompt) == packed.tokens <= budget
+    assert len(packed.prompt) <= MOST_CHARS_A_TOKEN * budget
     assert len(packed.passages) <= most
     assert packed == pack("late invoice", hits, budget=budget, most=most)
     assert bool(packed.passages) == bool(packed.prompt)
