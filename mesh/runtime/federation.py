@@ -46,6 +46,7 @@ _GRACE_S = 0.015
 timers come late, and a broker that hangs has to be found out."""
 _FETCH_GRACE_S = 0.035
 """Long texts of the final hits may come so long after it."""
+_MOST_COMPARING_S = 0.15
 _MOST_PLANS = 256
 _Names = tuple[str, ...] | None
 
@@ -116,7 +117,8 @@ class Federation:
         mixed = self._common is not None and mixes(chosen.fingerprints, options)
         if mixed and self._common is not None:
             self._common.prepare()
-        outcomes = await self._scatter(request, chosen, give_up, mixed=mixed)
+        until = give_up - _comparing_s(options.timeout_ms / 1000) if mixed else give_up
+        outcomes = await self._scatter(request, chosen, until, mixed=mixed)
         refuse_what_all_refuse([part for _, part in outcomes])
         reports = reports_of(outcomes, options.mode, filtered=bool(options.filters))
         reports += chosen.reports
@@ -125,12 +127,13 @@ class Federation:
         require(request, shards, [part for _, part in outcomes if isinstance(part, MeshError)])
         parts = [part for _, part in outcomes if isinstance(part, Candidates)]
         one_leg = lacks_a_leg(reports)
-        scaled = ""
+        keep = place is not None
         if mixed or needs_comparison(parts, options):
-            parts, scaled = await compared(self._common, request, parts, give_up)
-        if scaled:
-            reports = [_scaled(report, scaled) for report in reports]
-            shards = coverage(reports)
+            parts, scaled, hurried = await compared(self._common, request, parts, give_up)
+            keep = keep and not (scaled or hurried)
+            if scaled:
+                reports = [_scaled(report, scaled) for report in reports]
+                shards = coverage(reports)
         ranking = rank(
             parts,
             mode=options.mode,
@@ -152,15 +155,15 @@ class Federation:
             one_leg=one_leg,
             id=request.id,
         )
-        if place is not None and self._cache is not None and not scaled:
+        if keep and place is not None and self._cache is not None:
             self._cache.keep(place, answer, parts, began)
         return answer
 
     async def _scatter(
-        self, request: SearchRequest, chosen: Plan, give_up: float, *, mixed: bool
+        self, request: SearchRequest, chosen: Plan, until: float, *, mixed: bool
     ) -> list[Outcome]:
-        """What came of each part by the deadline."""
-        left_s = give_up - self._clock.monotonic()
+        """What came of each part by then (monotonic s)."""
+        left_s = until - self._clock.monotonic()
         if mixed and request.options.threshold is not None:
             # A threshold is a cosine of one embedder: who has another cannot cut by it.
             options = msgspec.structs.replace(request.options, threshold=0.0)
@@ -270,8 +273,16 @@ def _names(names: Sequence[str] | None) -> _Names:
     return None if names is None else tuple(names)
 
 
+def _comparing_s(timeout_s: float) -> float:
+    """Of a search's time that nodes do not get: what they found is still to be compared."""
+    return min(timeout_s / 4, _MOST_COMPARING_S)
+
+
 def _scaled(report: ShardReport, why: str) -> ShardReport:
-    return msgspec.structs.replace(report, reason=why) if report.status == "ok" else report
+    """Who answered by words alone has no cosines that could be scaled."""
+    if report.status != "ok" or report.reason:
+        return report
+    return msgspec.structs.replace(report, reason=why)
 
 
 def _place(report: ShardReport) -> tuple[str, str]:
