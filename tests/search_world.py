@@ -50,6 +50,8 @@ class ScriptedNode:
         self.health = Health.HEALTHY
         self.after_s = 0.01
         self.hung = False
+        self.empty = False
+        """It has no collection yet."""
         self.long = False
         """Its text does not come along."""
         self.mute = False
@@ -72,7 +74,7 @@ class ScriptedNode:
             slug=self.slug,
             health=self.health,
             incarnation=1,
-            collections=[info],
+            collections=[] if self.empty else [info],
             actions=["index"],
             capabilities=self.capabilities,
         )
@@ -115,7 +117,8 @@ class SearchWorld:
         )
         self._versions = itertools.count(1)
         self._serving = self.broker.bus("everybody")
-        self._beating = None
+        self.listed_after_s = 0.02
+        """So long masters take to tell of a new shard."""
 
     async def __aenter__(self):
         prefix = subjects.PREFIX
@@ -156,7 +159,11 @@ class SearchWorld:
         slug = subjects.parts(message.subject)[1]
         request = codec.decode(message.data, ActionRequest)
         node = self.nodes[slug]
-        node.version += 1
+        if node.empty:
+            node.empty = False
+            asyncio.get_running_loop().call_later(self.listed_after_s, self._publish)
+        else:
+            node.version += 1
         done = ActionResult(
             id=request.id,
             node=slug,
@@ -185,8 +192,11 @@ class SearchWorld:
 
     async def publish(self):
         """Tell of the routes as they are."""
-        self._serving.publish(subjects.ROUTES, codec.encode(self._table()))
+        self._publish()
         await asyncio.sleep(0.001)
+
+    def _publish(self):
+        self._serving.publish(subjects.ROUTES, codec.encode(self._table()))
 
     async def tell(self, node):
         """Tell of a write, as the node does."""

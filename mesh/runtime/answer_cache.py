@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import msgspec
 import structlog
 
 from mesh.config import MeshConfig
@@ -22,11 +21,10 @@ from mesh.core.result_cache import ResultCache
 from mesh.core.route_table import RouteTable
 from mesh.errors import MeshError
 from mesh.ports import Bus, Clock, Message, Subscription
+from mesh.runtime.own_writes import OwnWrite
 from mesh.runtime.search_plan import Plan
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
-    ActionRequest,
-    ActionResult,
     CacheStats,
     Candidates,
     Changed,
@@ -37,7 +35,6 @@ from mesh.wire.messages import (
 log = structlog.get_logger()
 
 _MB = 1024 * 1024
-_WRITES = frozenset({"index", "update", "delete", "drop", "sync"})
 _DIGEST_BYTES = 32
 _SNAPSHOTS = 2
 """So many of the masters' snapshots of the route table may fail to come."""
@@ -49,6 +46,8 @@ class Place(NamedTuple):
     key: bytes
     """A digest: questions are as long as people make them, and each entry would hold its own."""
     stamp: Stamp
+    era: int
+    """Of the cache: after it nothing is kept there."""
 
 
 class AnswerCache:
@@ -121,21 +120,10 @@ class AnswerCache:
         if self._on:
             self._versions.adopt(table, self._heard_at)
 
-    def acted(self, node: str, request: ActionRequest, result: ActionResult | None) -> None:
-        """An action was sent; without a result it may have run, or run later."""
-        if request.action not in _WRITES or not self._on:
-            return
-        params: Any = request.params
-        if isinstance(params, msgspec.Raw):
-            params = msgspec.json.decode(params)
-        collection = params.get("collection") if isinstance(params, Mapping) else None
-        if not isinstance(collection, str):
-            collection = None
-        outcome = None if result is None else result.result
-        version = outcome.get("data_version") if isinstance(outcome, Mapping) else None
-        if not isinstance(version, int) or isinstance(version, bool):
-            version = None
-        self._versions.wrote(node, collection, version, self._clock.monotonic())
+    def wrote(self, node: str, write: OwnWrite) -> None:
+        """The caller wrote there, or may have, or may be about to."""
+        if self._on:
+            self._versions.wrote(node, write.collection, write.version, self._clock.monotonic())
 
     # -- what is asked -----------------------------------------------------------------------------
 
@@ -151,7 +139,7 @@ class AnswerCache:
         stamp = plan.stamped[1]
         if stamp is None or now < stamp.settled_at:
             return None
-        return Place(_digest(request, stamp.digest, plan.absent, self._era), stamp)
+        return Place(_digest(request, stamp.digest, plan.absent, self._era), stamp, self._era)
 
     def get(self, place: Place, now: float) -> SearchResult | None:
         """The answer that is kept there."""
@@ -170,6 +158,7 @@ class AnswerCache:
                 known = place.stamp.versions.get((part.node, hits.collection))
                 agree &= hits.data_version == known
                 self._versions.seen(part.node, hits.collection, hits.data_version, now)
+        agree &= place.era == self._era
         if not agree or answer.partial or _size(answer) > self._entries.largest:
             return False
         return self._entries.put(place.key, codec.encode(answer), now)

@@ -75,7 +75,7 @@ class MeshClient(ActionsApi, RagApi):
             identity=bus.identity,
             config=config,
             clock=clock,
-            acted=self._cache.acted,
+            wrote=self._cache.wrote,
         )
         self.access = AccessApi(self._caller)
         """Keys and tokens."""

@@ -241,6 +241,45 @@ async def test_who_wrote_is_never_given_what_was_before(told):
         assert (await world.search()).cached
 
 
+@pytest.mark.parametrize("cache_mb", [64, 0])
+@virtual
+async def test_who_made_a_shard_finds_it(cache_mb):
+    a, b = two()
+    b.empty = True
+    async with SearchWorld(a, b, cache_mb=cache_mb) as world:
+        assert set(versions(await world.search())) == {"a"}
+        await world.write(b)
+        answer = await world.search()
+        assert (answer.cached, set(versions(answer))) == (False, {"a", "b"})
+        assert (await world.search()).cached is bool(cache_mb)
+
+
+@virtual
+async def test_until_a_new_shard_is_listed_nothing_is_given_from_the_cache():
+    a, b = two()
+    b.empty = True
+    async with SearchWorld(a, b) as world:
+        world.listed_after_s = 1.0
+        await world.search()
+        await world.write(b)
+        await world.search()
+        assert not (await world.search()).cached
+        await asyncio.sleep(1)
+        await world.search()
+        answer = await world.search()
+        assert (answer.cached, set(versions(answer))) == (True, {"a", "b"})
+
+
+@virtual
+async def test_on_several_nodes_one_write_is_heard_of_from_each():
+    a, b = two()
+    a.told = b.told = False
+    async with SearchWorld(a, b) as world:
+        await world.search()
+        await world.client.fan_out("reembed", {"collection": "notes"}, nodes=["a", "b"])
+        assert not (await world.search()).cached
+
+
 @virtual
 async def test_who_wrote_does_not_join_those_who_asked_before():
     a, b = two()
@@ -341,6 +380,7 @@ async def test_an_answer_asked_for_before_a_cache_was_emptied_is_not_in_it():
         await asyncio.sleep(0.005)
         world.client.clear_cache()
         await late
+        assert world.stats.entries == 0
         assert not (await world.search()).cached
 
 
