@@ -69,6 +69,8 @@ class AnswerCache:
         self._blind = False
         self._era = 0
         """Grows when all is forgotten: what was asked for before is not kept after it."""
+        self._writes = 0
+        """Of this caller: nobody joins who asked before his own."""
         self.shared = 0
         """Searches that were answered by what another one had asked."""
 
@@ -122,6 +124,7 @@ class AnswerCache:
 
     def wrote(self, node: str, write: OwnWrite) -> None:
         """The caller wrote there, or may have, or may be about to."""
+        self._writes += 1
         if self._on:
             self._versions.wrote(node, write.collection, write.version, self._clock.monotonic())
 
@@ -140,6 +143,17 @@ class AnswerCache:
         if stamp is None or now < stamp.settled_at:
             return None
         return Place(_digest(request, stamp.digest, plan.absent, self._era), stamp, self._era)
+
+    def flight(self, request: SearchRequest, plan: Plan, place: Place | None) -> bytes | None:
+        """Searches of which this is equal may share an answer that is under way, whether or not it
+        is to be kept. None: it is to be asked alone, as of functions, which may answer each
+        person differently.
+        """
+        if place is not None:
+            return place.key
+        if plan.by_function or not request.options.cache:
+            return None
+        return _digest(request, id(plan), self._versions.turn, self._writes, self._era)
 
     def get(self, place: Place, now: float) -> SearchResult | None:
         """The answer that is kept there."""

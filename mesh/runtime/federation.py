@@ -90,9 +90,11 @@ class Federation:
         """
         began = self._clock.monotonic()
         chosen = self._plan(request, table)
-        if self._cache is None or (place := self._cache.place(request, chosen, began)) is None:
-            return await self._scattered(request, chosen, None, began)
-        return await self._shared.answer(request, chosen, place, began)
+        if self._cache is not None:
+            place = self._cache.place(request, chosen, began)
+            if (question := self._cache.flight(request, chosen, place)) is not None:
+                return await self._shared.answer(request, chosen, place, question, began)
+        return await self._scattered(request, chosen, None, began)
 
     def _plan(self, request: SearchRequest, table: RouteTable) -> Plan:
         """`plan`, made once for as long as the table stays."""

@@ -116,7 +116,8 @@ async def test_an_answer_from_elsewhere_can_be_refused():
 @virtual
 async def test_a_cache_can_be_switched_off(off):
     async with SearchWorld(*two(), **off) as world:
-        await asyncio.gather(*(world.search() for _ in range(3)))
+        for _ in range(3):
+            assert not (await world.search()).cached
         assert world.asked == 6
         assert world.stats.max_bytes == 0
 
@@ -385,6 +386,46 @@ async def test_an_answer_asked_for_before_a_cache_was_emptied_is_not_in_it():
 
 
 # -- one flight ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["off", "just written", "no master", "broker was away"])
+@virtual
+async def test_a_hundred_at_once_are_one_scatter_where_nothing_is_kept(why):
+    one, other = ScriptedNode("a", shard="x"), ScriptedNode("b", shard="x")
+    async with SearchWorld(one, other, cache_mb=0 if why == "off" else 64) as world:
+        match why:
+            case "just written":
+                await world.tell(one)
+                await world.write(one)
+            case "no master":
+                await asyncio.sleep(20)
+            case "broker was away":
+                world.broker.stop()
+                world.broker.start()
+                await asyncio.sleep(0.01)
+        answers = await asyncio.gather(*(world.search() for _ in range(100)))
+        assert world.asked == 1
+        assert len({answer.id for answer in answers}) == 100
+        assert not (await world.search()).cached
+
+
+@virtual
+async def test_who_wrote_joins_nobody_also_where_nothing_is_kept():
+    a, b = two()
+    async with SearchWorld(a, b, cache_mb=0) as world:
+        early = asyncio.create_task(world.search())
+        await asyncio.sleep(0.005)
+        await world.write(b)
+        assert versions(await world.search()) == {"a": 1, "b": 2}
+        await early
+        assert world.asked == 4
+
+
+@virtual
+async def test_who_asks_functions_asks_alone():
+    async with SearchWorld(ScriptedNode("a"), ScriptedNode("b", version=0)) as world:
+        await asyncio.gather(*(world.search() for _ in range(3)))
+        assert world.asked == 6
 
 
 @virtual
