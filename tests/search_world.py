@@ -13,7 +13,7 @@ from fakes import MemoryBroker
 from virtual_time import LoopClock
 
 from mesh.config import MeshConfig, SearchConfig
-from mesh.errors import MeshError
+from mesh.errors import MeshError, TooLargeError
 from mesh.runtime.client import MeshClient
 from mesh.types import ActionState, Health
 from mesh.wire import codec, subjects
@@ -56,6 +56,9 @@ class ScriptedNode:
         """Its text does not come along."""
         self.mute = False
         """It gives no text when it is fetched."""
+        self.most_texts = 1000
+        """More of them do not fit into a message."""
+        self.fetches = 0
         self.error: MeshError | None = None
         self.searches: list[SearchRequest] = []
         self.cancels = 0
@@ -143,8 +146,12 @@ class SearchWorld:
         elif verb == "fetch":
             ids = codec.decode(message.data, FetchRequest).ids
             texts = [StoredDocument(id=name, content=f"version {node.version}") for name in ids]
+            node.fetches += 1
+            reply = codec.ok(FetchResult(documents=texts))
+            if len(ids) > node.most_texts:
+                reply = codec.encode(codec.error_reply(TooLargeError("too much for one message")))
             if not node.mute:
-                self._later(0.001, message.reply, codec.ok(FetchResult(documents=texts)))
+                self._later(0.001, message.reply, reply)
         elif verb == "search":
             node.searches.append(codec.decode(message.data, SearchRequest))
             reply = (

@@ -8,8 +8,7 @@ now, is not asked again (see `answer_cache`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -20,7 +19,7 @@ from mesh.ports import Clock
 from mesh.runtime.answer_cache import AnswerCache, Place
 from mesh.runtime.caller import Caller
 from mesh.runtime.common_embedder import CommonEmbedder, compared, mixes, needs_comparison
-from mesh.runtime.peers import Group
+from mesh.runtime.long_texts import long_texts
 from mesh.runtime.results import TextKey, coverage, lacks_a_leg, missing_texts, search_result
 from mesh.runtime.search_plan import Part, Plan, plan
 from mesh.runtime.shard_reports import (
@@ -33,8 +32,6 @@ from mesh.runtime.shard_reports import (
 from mesh.runtime.shared_searches import SharedSearches
 from mesh.wire.messages import (
     Candidates,
-    FetchRequest,
-    FetchResult,
     FoundCandidates,
     SearchRequest,
     SearchResult,
@@ -126,7 +123,8 @@ class Federation:
         reports += chosen.reports
         reports.sort(key=_place)
         shards = coverage(reports)
-        require(request, shards, [part for _, part in outcomes if isinstance(part, MeshError)])
+        errors = [part for _, part in outcomes if isinstance(part, MeshError)]
+        require(request, shards, errors)
         parts = [part for _, part in outcomes if isinstance(part, Candidates)]
         one_leg = lacks_a_leg(reports)
         keep = place is not None
@@ -146,8 +144,11 @@ class Federation:
         )
         texts: dict[TextKey, str] = {}
         if missing := missing_texts(ranking):
-            texts = await self._texts(request, missing, outcomes, give_up)
+            left_s = give_up + _FETCH_GRACE_S - self._clock.monotonic()
+            texts = await long_texts(self._caller, request, missing, outcomes, left_s)
             shards = coverage(without_texts(reports, missing, texts))
+            if options.require != "any":  # for it a hit without its text is better than none
+                require(request, shards, errors)
         answer = search_result(
             ranking,
             texts=texts,
@@ -213,62 +214,6 @@ class Federation:
         except MeshError as error:
             return error
         return found if found.node == node else msgspec.structs.replace(found, node=node)
-
-    async def _texts(
-        self,
-        request: SearchRequest,
-        missing: Mapping[tuple[str, str], list[str]],
-        outcomes: Sequence[Outcome],
-        give_up: float,
-    ) -> dict[TextKey, str]:
-        """Long texts of the final hits; one that does not come in time is missing."""
-        left_s = give_up + _FETCH_GRACE_S - self._clock.monotonic()
-        holders = {
-            (found.node, place.collection): part.fetched
-            for part, found in outcomes
-            if isinstance(found, Candidates)
-            for place in part.places
-        }
-        texts: dict[TextKey, str] = {}
-
-        async def fetch(shard: tuple[str, str], ids: list[str]) -> None:
-            texts.update(await self._fetch(request, holders[shard], shard, ids, left_s))
-
-        with contextlib.suppress(TimeoutError):  # what has come by then is there
-            async with asyncio.timeout(left_s):
-                await asyncio.gather(
-                    *(
-                        fetch(shard, ids)
-                        for shard, ids in missing.items()
-                        if shard in holders  # who answers what was not asked is not asked again
-                    )
-                )
-        return texts
-
-    async def _fetch(
-        self,
-        request: SearchRequest,
-        holders: Group,
-        shard: tuple[str, str],
-        ids: list[str],
-        timeout_s: float,
-    ) -> dict[TextKey, str]:
-        """From the node that found them; another replica has them as well."""
-        node, collection = shard
-        asked = FetchRequest(
-            id=f"{request.id}.{node}.{collection}",  # to be stopped apart from its siblings
-            trace=request.trace,
-            on_behalf=request.on_behalf,
-            collection=collection,
-            ids=ids,
-        )
-        try:
-            _, answer = await self._caller.any(
-                holders, asked, FetchResult, timeout_s, prefer=node, trace=request.id
-            )
-        except MeshError:
-            return {}
-        return {(node, collection, document.id): document.content for document in answer.documents}
 
 
 def _names(names: Sequence[str] | None) -> _Names:
