@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.core import passages
 from mesh.core.near_duplicates import repeats
 from mesh.core.passages import pack
 from mesh.core.splitting import PASSAGE_TOKENS, sentences, split
@@ -255,6 +256,43 @@ def test_no_more_passages_than_wanted():
     assert [passage.source.id for passage in packed.passages] == ["0", "1", "2"]
     assert packed.truncated
     assert not pack("thing", hits, budget=1000, most=5).truncated
+
+
+def test_one_that_does_not_fit_makes_room_for_the_next():
+    tall = hit(
+        "Invoices are late.", name="a", title="t " * 60, url="https://x.example/" + "1" * 290
+    )
+    short = hit("Paid in time.", name="b", score=0.5)
+    for most in (10, 1):
+        packed = pack("late", [tall, short], budget=100, most=most)
+        assert [passage.source.id for passage in packed.passages] == ["b"]
+        assert packed.truncated
+
+
+def test_documents_of_two_nodes_that_share_an_id_are_two():
+    hits = [hit("Invoices are late."), hit("Cats sleep at noon.", node="pets", score=0.5)]
+    packed = pack("late", hits, budget=200, most=10)
+    assert [passage.source.node for passage in packed.passages] == ["docs", "pets"]
+
+
+def test_only_so_much_text_is_looked_at(monkeypatch):
+    """Of a long one what the short ones leave, up to a word, and it is said."""
+    seen = []
+
+    def watched(text, start=0):
+        seen.append(len(text))
+        return split(text, start)
+
+    monkeypatch.setattr(passages, "split", watched)
+    short = [hit("Invoices are late.", name=str(n)) for n in range(10)]
+    long = [hit("late again " * 100_000, name=f"long{n}") for n in range(2)]
+    packed = pack("late", [*short, *long], budget=200, most=5)
+    assert packed.truncated
+    assert sum(seen) <= 512 * 1024
+    assert min(seen[-2:]) > 255 * 1024
+    for blanks in ("x" * 1_000_000, " " * 1_000_000 + "x"):
+        assert pack("late", [hit(blanks)], budget=200, most=5).truncated
+    assert not pack("late", short, budget=200, most=20).truncated
 
 
 def test_nothing_found_is_an_empty_prompt():
