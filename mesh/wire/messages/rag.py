@@ -80,3 +80,5 @@ class RagResult(Wire, frozen=True, kw_only=True, omit_defaults=False):
     shards: Shards
     id: str = ""
     """Of the search: what `meshctl explain` takes."""
+    cached: bool = False
+    """What the search found was asked for before, and nothing has been written since."""
