@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -144,7 +144,7 @@ class AnswerCache:
             return None
         return Place(_digest(request, stamp.digest, plan.absent, self._era), stamp, self._era)
 
-    def flight(self, request: SearchRequest, plan: Plan, place: Place | None) -> bytes | None:
+    def flight(self, request: SearchRequest, plan: Plan, place: Place | None) -> Hashable:
         """Searches of which this is equal may share an answer that is under way, whether or not it
         is to be kept. None: it is to be asked alone, as of functions, which may answer each
         person differently.
@@ -153,7 +153,7 @@ class AnswerCache:
             return place.key
         if plan.by_function or not request.options.cache:
             return None
-        return _digest(request, id(plan), self._versions.turn, self._writes, self._era)
+        return plan, _digest(request, self._versions.turn, self._writes, self._era)
 
     def get(self, place: Place, now: float) -> SearchResult | None:
         """The answer that is kept there."""

@@ -35,7 +35,6 @@ async def long_texts(
         if isinstance(found, Candidates)
         for place in part.places
     }
-    until = asyncio.get_running_loop().time() + within_s
     texts: dict[TextKey, str] = {}
 
     async def fetch(shard: tuple[str, str], ids: list[str], suffix: str = "") -> None:
@@ -48,10 +47,9 @@ async def long_texts(
             collection=collection,
             ids=ids,
         )
-        left_s = until - asyncio.get_running_loop().time()
         try:
             _, answer = await caller.any(
-                holders[shard], asked, FetchResult, left_s, prefer=node, trace=request.id
+                holders[shard], asked, FetchResult, within_s, prefer=node, trace=request.id
             )
         except TooLargeError:  # each of them fits into a message, but not all together
             half = len(ids) // 2
@@ -66,7 +64,7 @@ async def long_texts(
                 texts[node, collection, document.id] = document.content
 
     with contextlib.suppress(TimeoutError):  # what has come by then is there
-        async with asyncio.timeout_at(until):
+        async with asyncio.timeout(within_s):
             await asyncio.gather(
                 *(
                     fetch(shard, ids)

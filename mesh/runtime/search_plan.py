@@ -42,7 +42,7 @@ class Part:
         return [place.collection for place in self.places]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Plan:
     """Whom to ask for which collections, and which shards cannot be asked."""
 

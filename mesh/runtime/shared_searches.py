@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 
 import msgspec
 
@@ -40,7 +40,7 @@ class SharedSearches:
         request: SearchRequest,
         chosen: Plan,
         place: Place | None,
-        question: bytes,
+        question: Hashable,
         began: float,
     ) -> SearchResult:
         """An answer that is kept, or that somebody else gets just now, or one of its own.
@@ -78,7 +78,7 @@ class SharedSearches:
 
     def _begin(
         self,
-        key: tuple[object, ...],
+        key: Hashable,
         request: SearchRequest,
         chosen: Plan,
         place: Place | None,
