@@ -20,7 +20,7 @@ NodeName = Annotated[str, PathParameter(description="Slug or id.", max_length=64
 
 def service_of(request: Asked) -> Service:
     """The mesh behind the app."""
-    service: Service = request.app.state.service
+    service: Service = request.scope["state"]["service"]
     return service
 
 

@@ -105,6 +105,8 @@ class Edge:
             bootstrap.RateLimiter(limits.max_attempts, limits.period_s) if limits.enabled else None
         )
         self._limit = (b"x-ratelimit-limit", str(limits.max_attempts).encode())
+        self.state: dict[str, Any] = {}
+        """What handlers find in the state of a request, besides its exchange."""
         self.draining = False
         """Every answer closes its connection."""
 
@@ -317,7 +319,7 @@ class Edge:
                 await send(message)
 
         scope: Any = exchange.scope
-        scope.setdefault("state", {})["exchange"] = exchange
+        scope.setdefault("state", {}).update(self.state, exchange=exchange)
         if exchange.method == "HEAD":
             scope = {**scope, "method": "GET"}  # uvicorn knows better, and leaves the body out
         await self._app(scope, replay, pass_on)

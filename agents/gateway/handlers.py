@@ -34,7 +34,7 @@ def readyz(request: Asked) -> Response[reports.Probe]:
     """Should it get requests? 503 while it stops, without a broker, and until it can judge
     tokens.
     """
-    stopping = "the gateway stops" if request.app.state.edge.draining else ""
+    stopping = "the gateway stops" if request.scope["state"]["edge"].draining else ""
     reason = stopping or service_of(request).not_ready()
     if reason:
         return Response(

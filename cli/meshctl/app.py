@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 from typer.models import CommandInfo
 
 from cli.connection import DEFAULT_STATE_DIR, Options
@@ -107,6 +109,11 @@ def _session(
     context.obj = Session(options=options, out=Output(as_json=as_json))
 
 
+@functools.cache
+def _command(only: str | None) -> Any:
+    return get_command(tree(only))
+
+
 def run(argv: Sequence[str]) -> int:
     """Run one command line (without the program's name) and give its exit code."""
     common, rest = hoist(argv)
@@ -119,7 +126,7 @@ def run(argv: Sequence[str]) -> int:
     only = None if completing or rest[:1] == ["--"] else next(iter(rest), "")
 
     def command() -> object:
-        return tree(only)([*common, *rest], prog_name="meshctl", standalone_mode=False)
+        return _command(only)([*common, *rest], prog_name="meshctl", standalone_mode=False)
 
     debug = "--debug" in common or os.environ.get("MESH_DEBUG", "") not in {"", "0", "false"}
     return guard(command, as_json="--json" in common, debug=debug)

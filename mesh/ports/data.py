@@ -207,9 +207,11 @@ class Documents(Protocol):
         depth: int,
         threshold: float | None,
         filters: Mapping[str, Any],
+        texts: int | None = None,
     ) -> tuple[ShardHits, ...]:
         """Each leg's best `depth` candidates of every collection asked, with what a caller needs
-        to rank them globally. Collections this node does not hold are passed over.
+        to rank them globally. Collections this node does not hold are passed over. So many of a
+        collection's best bring their texts along; None: all.
 
         Raises:
             InvalidError: A filter on a column that none of the collections asked has, or that

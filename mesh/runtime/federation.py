@@ -171,7 +171,7 @@ class Federation:
             # A threshold is a cosine of one embedder: who has another cannot cut by it.
             options = msgspec.structs.replace(request.options, threshold=0.0)
             request = msgspec.structs.replace(request, options=options)
-        asking = [self._ask(part, request, left_s) for part in chosen.parts]
+        asking = [self._ask(part, request, left_s, mixed=mixed) for part in chosen.parts]
         if not asking:
             return []
         if len(asking) == 1:
@@ -198,14 +198,18 @@ class Federation:
         ]
 
     async def _ask(
-        self, part: Part, request: SearchRequest, timeout_s: float
+        self, part: Part, request: SearchRequest, timeout_s: float, *, mixed: bool
     ) -> Candidates | MeshError:
         """What a node answered, or what became of it."""
         options = msgspec.structs.replace(
             request.options, collections=part.collections, nodes=None, cache=True
         )
         asked = msgspec.structs.replace(
-            request, id=request.id + part.suffix, options=options, candidates=True
+            request,
+            id=request.id + part.suffix,
+            options=options,
+            candidates=True,
+            texts=None if mixed else request.limit,
         )
         try:
             node, found = await self._caller.any(

@@ -1,4 +1,4 @@
-"""Texts of the final hits that were too long to come along with the candidates."""
+"""Texts of the final hits that did not come along with the candidates."""
 
 from __future__ import annotations
 

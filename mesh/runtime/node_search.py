@@ -117,6 +117,7 @@ class NodeSearch:
             depth=depth(request.limit),
             threshold=options.threshold,
             filters=options.filters,
+            texts=request.texts,
         )
 
     async def _computed(

@@ -13,7 +13,7 @@ TextKey = tuple[str, str, str]
 
 
 def missing_texts(ranking: Ranking) -> dict[tuple[str, str], list[str]]:
-    """Ids by (node, collection) of hits whose text was too long to come along."""
+    """Ids by (node, collection) of hits whose text did not come along."""
     missing: dict[tuple[str, str], list[str]] = {}
     for hit in ranking.hits:
         if hit.candidate.content is None:

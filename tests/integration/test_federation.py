@@ -312,6 +312,13 @@ async def test_texts_that_exceed_one_message_together_all_come(mesh):
     assert mesh.asked == ["search", *["fetch"] * 3]
 
 
+async def test_nodes_are_asked_for_as_many_texts_as_can_be_among_the_hits(mesh):
+    await mesh.node("a", says(part("a", ("late a", 0.9))))
+    await mesh.search(route("a"), limit=3)
+    ((_, _, asked),) = mesh.asked
+    assert codec.decode(asked, SearchRequest).texts == 3
+
+
 async def test_each_part_of_a_search_can_be_stopped_without_the_others(mesh):
     """Two collections of one node: their texts are asked for under ids of their own."""
     two = [part("a", (None, 0.9), collection=name).shards[0] for name in ("notes", "tickets")]

@@ -43,9 +43,15 @@ def doc(name, content, /, **metadata):
     return Document(id=name, content=content, metadata=metadata)
 
 
-async def find(store, query, *, mode="hybrid", depth=30, threshold=0.0, **filters):
+async def find(store, query, *, mode="hybrid", depth=30, threshold=0.0, texts=None, **filters):
     return await store.search(
-        query, collections=None, mode=mode, depth=depth, threshold=threshold, filters=filters
+        query,
+        collections=None,
+        mode=mode,
+        depth=depth,
+        threshold=threshold,
+        filters=filters,
+        texts=texts,
     )
 
 
@@ -149,11 +155,12 @@ class Twins(RuleBasedStateMachine):
         mode=st.sampled_from(["hybrid", "vector", "text"]),
         depth=st.integers(1, 14),
         threshold=st.sampled_from([None, 0.0, 0.3, 0.9]),
+        texts=st.none() | st.integers(0, 5),
         n=st.none() | st.integers(0, 3),
     )
-    def search(self, query, mode, depth, threshold, n):
+    def search(self, query, mode, depth, *, threshold, texts, n):
         filters = {} if n is None else {"n": n}
-        self.compare(query, mode=mode, depth=depth, threshold=threshold, **filters)
+        self.compare(query, mode=mode, depth=depth, threshold=threshold, texts=texts, **filters)
 
     @invariant()
     def both_find_the_same(self):

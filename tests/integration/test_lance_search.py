@@ -45,7 +45,7 @@ def doc(name, content, /, **metadata):
 
 
 async def find(
-    store, query, *, collections=None, mode="hybrid", depth=30, threshold=0.0, **filters
+    store, query, *, collections=None, mode="hybrid", depth=30, threshold=0.0, texts=None, **filters
 ):
     return await store.search(
         query,
@@ -54,6 +54,7 @@ async def find(
         depth=depth,
         threshold=threshold,
         filters=filters,
+        texts=texts,
     )
 
 
@@ -258,6 +259,23 @@ async def test_long_texts_do_not_come_along(store):
     content = {candidate.id: candidate.content for candidate in hits.candidates}
     assert content == {"short": short, "long": None}
     assert [d.content for d in await store.fetch("docs", ["long", "short"])] == [long, short]
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "vector", "text"])
+async def test_the_texts_of_the_best_come_along(store, mode):
+    """Of those that a caller would rank first if there were no other nodes."""
+    words = [["apple"] * (n % 5) + ["pear"] * (n % 3) + [f"w{n}"] for n in range(40)]
+    await store.index("docs", [doc(f"d{n}", " ".join(found)) for n, found in enumerate(words)])
+    found = await find(store, "apple pear", mode=mode, texts=7)
+    part = Candidates(node="a", terms=text.query_terms("apple pear"), shards=list(found))
+    wanted = merge.rank([part], mode=mode, limit=7, deduplicate=False).hits
+    came = {candidate.id for candidate in found[0].candidates if candidate.content is not None}
+    assert len(came) == 7
+    assert {hit.candidate.id for hit in wanted} <= came | _equals_of_the_last(wanted)
+
+
+def _equals_of_the_last(wanted):
+    return {hit.candidate.id for hit in wanted if hit.score == wanted[-1].score}
 
 
 async def test_a_reply_does_not_outgrow_a_message(store):

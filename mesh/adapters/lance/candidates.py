@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -42,6 +42,8 @@ class Query(NamedTuple):
     """Whether the vector leg is asked."""
     no_vectors: str = ""
     """Why it cannot be answered all the same."""
+    texts: int | None = None
+    """How many candidates bring their texts along; None: all."""
 
 
 class Weights(NamedTuple):
@@ -78,6 +80,7 @@ def found(
         ]
         for _, name, row in sorted(scored)[: query.depth]:
             rows[name] = rows.get(name, row)._replace(text_hit=True)
+    brings = _bringing(list(rows.values()), query, weights)
     return [
         Candidate(
             id=row.id,
@@ -87,11 +90,30 @@ def found(
             length=row.length,
             tf=row.tf,
             hash=row.hash,
-            content=inline(row.content),
+            content=inline(row.content) if place in brings else None,
             metadata=read_metadata(row.metadata),
         )
-        for row in rows.values()
+        for place, row in enumerate(rows.values())
     ]
+
+
+def best(bm25s: Sequence[float], cosines: Sequence[float | None], most: int) -> Container[int]:
+    """Places of the candidates that rank highest here: most of those that the caller will want.
+
+    Args:
+        bm25s: Of each candidate, by the shard's own statistics.
+        cosines: Likewise.
+        most: How many.
+    """
+    if most >= len(bm25s):
+        return range(len(bm25s))
+    top_bm25 = max(bm25s) or 1.0
+    near = [cosine if cosine is not None and cosine > 0 else 0.0 for cosine in cosines]
+    top_cosine = max(near) or 1.0
+    scores = [
+        text / top_bm25 + cosine / top_cosine for text, cosine in zip(bm25s, near, strict=True)
+    ]
+    return frozenset(sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:most])
 
 
 def inline(content: str) -> str | None:
@@ -159,6 +181,16 @@ def _read(table: pa.Table, query: Query) -> Iterator[_Found]:
         counts = Counter(terms)
         tf = [counts[term] for term in query.terms]
         yield _Found(name, content, digest, metadata, len(terms), tf, cosine)
+
+
+def _bringing(rows: Sequence[_Found], query: Query, weights: Weights) -> Container[int]:
+    """Places of the rows that bring their texts along."""
+    if query.texts is None:
+        return range(len(rows))
+    idf = [bm25.idf(weights.rows, df) for df in weights.df]
+    mean = weights.mean_length
+    scores = [bm25.score(row.tf, idf, row.length, mean) if query.text else 0.0 for row in rows]
+    return best(scores, [row.cosine for row in rows], query.texts)
 
 
 def _cosines(table: pa.Table, vector: npt.NDArray[np.float32] | None) -> list[float | None]:

@@ -399,8 +399,10 @@ class LanceDocuments:
         depth: int,
         threshold: float | None,
         filters: Mapping[str, Any],
+        texts: int | None = None,
     ) -> tuple[ShardHits, ...]:
-        """Each leg's best candidates of every collection asked that is here.
+        """Each leg's best candidates of every collection asked that is here; `texts` of each bring
+        theirs along.
 
         Raises:
             InvalidError: A filter that fits none of them.
@@ -411,7 +413,9 @@ class LanceDocuments:
         if not asked:
             return ()
         conditions = filter_rules.plan(filters, [collection.columns for collection in asked])
-        prepared = await self._query(query, mode=mode, depth=depth, threshold=threshold)
+        prepared = await self._query(
+            query, mode=mode, depth=depth, threshold=threshold, texts=texts
+        )
         found: list[ShardHits | None] = []
         later: dict[int, tuple[Collection, tuple[Condition, ...] | None]] = {}
         for place, (collection, chosen) in enumerate(zip(asked, conditions, strict=True)):
@@ -443,7 +447,13 @@ class LanceDocuments:
             return await now.search(query, chosen) if now and not now.closed else None
 
     async def _query(
-        self, query: str, *, mode: SearchMode, depth: int, threshold: float | None
+        self,
+        query: str,
+        *,
+        mode: SearchMode,
+        depth: int,
+        threshold: float | None,
+        texts: int | None,
     ) -> Query:
         vector: npt.NDArray[np.float32] | None = None
         no_vectors = ""
@@ -463,6 +473,7 @@ class LanceDocuments:
             threshold=least,
             near=mode != "text",
             no_vectors=no_vectors,
+            texts=texts,
         )
 
     async def _embedded(self, query: str) -> npt.NDArray[np.float32] | None:

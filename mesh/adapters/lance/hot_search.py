@@ -41,7 +41,8 @@ def found(query: Query, weights: Weights, snapshot: Snapshot) -> list[Candidate]
     """Candidates of one collection, each leg's best first; as `candidates.found`."""
     postings = [snapshot.posting(term) for term in query.terms]
     near, nearness = _near(query, snapshot)
-    matching = _matching(query, weights, snapshot, postings) if query.text else []
+    scores = _scores(weights, snapshot, postings) if query.text else None
+    matching = [] if scores is None else _matching(query, snapshot, scores)
     hits = set(near)
     rest = [row for row in matching if row not in hits]
     rows = near + rest
@@ -53,6 +54,8 @@ def found(query: Query, weights: Weights, snapshot: Snapshot) -> list[Candidate]
         cosines += _cosines(query, snapshot, rest)
     tf = _frequencies(postings, np.array(rows))
     lengths = snapshot.lengths[rows].tolist()
+    bm25s = [0.0] * len(rows) if scores is None else scores[rows].tolist()
+    brings = candidates.best(bm25s, cosines, len(rows) if query.texts is None else query.texts)
     return [
         Candidate(
             id=snapshot.ids[row],
@@ -62,10 +65,12 @@ def found(query: Query, weights: Weights, snapshot: Snapshot) -> list[Candidate]
             length=length,
             tf=counts,
             hash=snapshot.hashes[row],
-            content=candidates.inline(snapshot.contents[row]),
+            content=candidates.inline(snapshot.contents[row]) if place in brings else None,
             metadata=candidates.read_metadata(snapshot.metadata[row]),
         )
-        for row, cosine, length, counts in zip(rows, cosines, lengths, tf, strict=True)
+        for place, (row, cosine, length, counts) in enumerate(
+            zip(rows, cosines, lengths, tf, strict=True)
+        )
     ]
 
 
@@ -95,8 +100,8 @@ def _near(query: Query, snapshot: Snapshot) -> tuple[list[int], list[float]]:
     return [row for _, _, row in best], [-cosine for cosine, _, _ in best]
 
 
-def _matching(query: Query, weights: Weights, snapshot: Snapshot, postings: Postings) -> list[int]:
-    """The text leg's rows, best first."""
+def _scores(weights: Weights, snapshot: Snapshot, postings: Postings) -> npt.NDArray[np.float64]:
+    """`(rows,)`: BM25 of every row; 0 where no term occurs, or the row is dead."""
     scores = np.zeros(snapshot.rows)
     norms = _norms(snapshot.lengths, weights.mean_length)
     for (rows, counts), df in zip(postings, weights.df, strict=True):
@@ -104,6 +109,11 @@ def _matching(query: Query, weights: Weights, snapshot: Snapshot, postings: Post
         scores[rows] += weight * counts * (bm25.K1 + 1) / (counts + norms[rows])
     if snapshot.living is not None:
         scores[~snapshot.living] = 0
+    return scores
+
+
+def _matching(query: Query, snapshot: Snapshot, scores: npt.NDArray[np.float64]) -> list[int]:
+    """The text leg's rows, best first."""
     chosen = np.flatnonzero(scores)
     values = scores[chosen]
     if len(chosen) > query.depth:

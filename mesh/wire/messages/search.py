@@ -46,6 +46,8 @@ class SearchRequest(Request, frozen=True, kw_only=True):
     options: SearchOptions = SearchOptions()
     candidates: bool = False
     """True: answer with `Candidates` for a caller that merges; else with a `SearchResult`."""
+    texts: int | None = None
+    """How many candidates of each shard bring their text along, the best ones; None: all."""
 
 
 class Candidate(Wire, frozen=True, kw_only=True, gc=False):
@@ -65,7 +67,7 @@ class Candidate(Wire, frozen=True, kw_only=True, gc=False):
     hash: str = ""
     """Of the content and metadata: equal documents have equal hashes."""
     content: str | None = None
-    """None: too long to come along; `fetch` has it."""
+    """None: it did not come along; `fetch` has it."""
     metadata: dict[str, Any] = {}
 
 
