@@ -7,7 +7,7 @@ Source of the codes: RFC 9110; of codes in service replies: NATS ADR-32.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class MeshError(Exception):
@@ -121,6 +121,8 @@ class UnavailableError(MeshError):
     code = 503
     kind = "unavailable"
     retryable = True
+    shards: Any = None
+    """`mesh.messages.Shards`: how each shard of a search fared that too few of them answered."""
 
 
 class NoRespondersError(UnavailableError):

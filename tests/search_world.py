@@ -13,7 +13,7 @@ from fakes import MemoryBroker
 from virtual_time import LoopClock
 
 from mesh.config import MeshConfig, SearchConfig
-from mesh.errors import MeshError
+from mesh.errors import MeshError, TooLargeError
 from mesh.runtime.client import MeshClient
 from mesh.types import ActionState, Health
 from mesh.wire import codec, subjects
@@ -50,10 +50,15 @@ class ScriptedNode:
         self.health = Health.HEALTHY
         self.after_s = 0.01
         self.hung = False
+        self.empty = False
+        """It has no collection yet."""
         self.long = False
         """Its text does not come along."""
         self.mute = False
         """It gives no text when it is fetched."""
+        self.most_texts = 1000
+        """More of them do not fit into a message."""
+        self.fetches = 0
         self.error: MeshError | None = None
         self.searches: list[SearchRequest] = []
         self.cancels = 0
@@ -72,7 +77,7 @@ class ScriptedNode:
             slug=self.slug,
             health=self.health,
             incarnation=1,
-            collections=[info],
+            collections=[] if self.empty else [info],
             actions=["index"],
             capabilities=self.capabilities,
         )
@@ -115,7 +120,8 @@ class SearchWorld:
         )
         self._versions = itertools.count(1)
         self._serving = self.broker.bus("everybody")
-        self._beating = None
+        self.listed_after_s = 0.02
+        """So long masters take to tell of a new shard."""
 
     async def __aenter__(self):
         prefix = subjects.PREFIX
@@ -140,8 +146,12 @@ class SearchWorld:
         elif verb == "fetch":
             ids = codec.decode(message.data, FetchRequest).ids
             texts = [StoredDocument(id=name, content=f"version {node.version}") for name in ids]
+            node.fetches += 1
+            reply = codec.ok(FetchResult(documents=texts))
+            if len(ids) > node.most_texts:
+                reply = codec.encode(codec.error_reply(TooLargeError("too much for one message")))
             if not node.mute:
-                self._later(0.001, message.reply, codec.ok(FetchResult(documents=texts)))
+                self._later(0.001, message.reply, reply)
         elif verb == "search":
             node.searches.append(codec.decode(message.data, SearchRequest))
             reply = (
@@ -156,7 +166,11 @@ class SearchWorld:
         slug = subjects.parts(message.subject)[1]
         request = codec.decode(message.data, ActionRequest)
         node = self.nodes[slug]
-        node.version += 1
+        if node.empty:
+            node.empty = False
+            asyncio.get_running_loop().call_later(self.listed_after_s, self._publish)
+        else:
+            node.version += 1
         done = ActionResult(
             id=request.id,
             node=slug,
@@ -185,8 +199,11 @@ class SearchWorld:
 
     async def publish(self):
         """Tell of the routes as they are."""
-        self._serving.publish(subjects.ROUTES, codec.encode(self._table()))
+        self._publish()
         await asyncio.sleep(0.001)
+
+    def _publish(self):
+        self._serving.publish(subjects.ROUTES, codec.encode(self._table()))
 
     async def tell(self, node):
         """Tell of a write, as the node does."""

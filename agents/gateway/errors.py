@@ -11,7 +11,7 @@ import msgspec
 from litestar.exceptions import HTTPException, ValidationException
 from msgspec import Meta
 
-from mesh import bootstrap
+from mesh import bootstrap, messages
 from mesh.errors import (
     BadRequestError,
     ForbiddenError,
@@ -127,6 +127,10 @@ class Error(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_after_s: Annotated[
         int, Meta(ge=0, description="Seconds until another try makes sense, as in `Retry-After`.")
     ] = 0
+    shards: Annotated[
+        messages.Shards | None,
+        Meta(description="How each shard fared, where a search's `require` was not met."),
+    ] = None
 
 
 class Problem(NamedTuple):
@@ -163,6 +167,7 @@ def problem(
         reference=reference,
         errors={name: list(messages) for name, messages in known.fields.items()},
         retry_after_s=_retry_after_s(known),
+        shards=known.shards if isinstance(known, UnavailableError) else None,
     )
     return Problem(known.code, _headers(known), _encode(body))
 

@@ -65,5 +65,6 @@ ANSWERS: dict[str, Any] = {
             ],
         },
         "id": "0199f0d3-2b4c-7d5e-8f60-718293a4b5c6",
+        "cached": False,
     }
 }

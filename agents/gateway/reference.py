@@ -97,12 +97,15 @@ same. `X-RateLimit-Limit`, `X-RateLimit-Remaining` and
 `error` is a title for people, `kind` a word for machines, `errors` names each field of a 422. The
 routes of actions add `"success": false`. `reference` is the request's id, also in `X-Request-Id`;
 one that you send (1 to 64 of `A-Za-z0-9_.-`) is taken over. The gateway's log has more under it.
-`retry_after_s` is there wherever the answer has a `Retry-After`, with the same seconds.
+`retry_after_s` is there wherever the answer has a `Retry-After`, with the same seconds. A search
+that fewer shards answered than its `require` asks for says in `shards` how each of them fared, as
+an answer does.
 
 A search's `id` is what `GET /explain/{{id}}` and `meshctl explain` take. It is the request's id
 where that was made here; under an id that you sent, a search still gets one of its own. Of an
-answer that is `cached` there is nothing to explain. An action's
-`id` is its `idempotency_key`, or one that was made.
+answer that is `cached` there is nothing to explain: no node was asked. Neither is there where an
+equal search was under way already: the nodes were asked once, under the id of the first. An
+action's `id` is its `idempotency_key`, or one that was made.
 
 When to try again:
 

@@ -121,7 +121,7 @@ def _show(out: Output, answer: messages.RagResult, query: str) -> None:
         console.print(Padding(Text(_where(source), style="dim"), (0, 0, 1, len(_INDENT))))
     for line in _summary(answer):
         out.line(line)
-    if answer.id:
+    if answer.id and not answer.cached:
         out.hint(f"why these nodes: meshctl explain {answer.id}")
 
 

@@ -61,6 +61,8 @@ class DataVersions:
         self._settle_s = settle_s
         self._known: dict[tuple[str, str], _Known] = {}
         self._table = RouteTable()
+        self._unlisted: dict[tuple[str, str], float] = {}
+        """When (monotonic s) shards were made that the table does not have yet."""
         self.turn = 0
         """Grows whenever stamps may have changed."""
 
@@ -78,6 +80,8 @@ class DataVersions:
             }
             for key in self._known.keys() - there:
                 del self._known[key]
+            for key in self._unlisted.keys() & there:
+                del self._unlisted[key]
             self.turn += 1
         for slug, node in table.nodes.items():
             before = old.get(slug)
@@ -101,7 +105,15 @@ class DataVersions:
             self.wrote(node, collection, None, now)
 
     def wrote(self, node: str, collection: str | None, version: int | None, now: float) -> None:
-        """The caller wrote there, or may have; None: any collection; not known to which version."""
+        """The caller wrote there, or may have; None: any collection; not known to which version.
+
+        A shard that the write has made is not among those that are asked until a table has it.
+        Until then no answer is whole, for two heartbeats at most.
+        """
+        if collection is not None and version is not None and (node, collection) not in self._known:
+            recent = {k: at for k, at in self._unlisted.items() if now < at + self._settle_s}
+            self._unlisted = recent | {(node, collection): now}
+            self.turn += 1
         for key, known in self._known.items():
             if key[0] != node or collection not in (None, key[1]):
                 continue
@@ -144,7 +156,7 @@ class DataVersions:
         """
         marks: list[tuple[object, ...]] = []
         versions: dict[tuple[str, str], int] = {}
-        settled_at = float("-inf")
+        settled_at = max(self._unlisted.values(), default=float("-inf")) + self._settle_s
         for shard in sorted(shards):
             for node in shard.nodes:
                 known = self._known.get((node, shard.collection))

@@ -26,6 +26,12 @@ _TITLES = ("title", "name")
 _URLS = ("url", "link")
 _SHOWN_CHARS = 120
 _SHOWN_URL_CHARS = 300
+_READ_CHARS = 512 * 1024
+"""Of all hits, so many are looked at: a third of a second's work. More where more may go in."""
+_READ_CHARS_A_TOKEN = 16
+_LONG_WORD = 100
+_SPARE = 5
+"""Passages more than wanted, for those that do not fit."""
 _HEADING = "Sources:"
 _JOINT = "\n\n"
 
@@ -39,7 +45,7 @@ class Packed(NamedTuple):
     tokens: int
     """Of the prompt; never more than the budget."""
     truncated: bool
-    """There was more than the budget, or the number of passages, let in."""
+    """There was more than the budget, or the number of passages, let in, or than was looked at."""
 
 
 def pack(query: str, hits: Sequence[Hit], *, budget: int, most: int) -> Packed:
@@ -51,13 +57,20 @@ def pack(query: str, hits: Sequence[Hit], *, budget: int, most: int) -> Packed:
         budget: Tokens of the whole prompt, by `mesh.core.tokens`.
         most: Passages.
     """
-    distinct, truncated = _distinct(_parts(query, hits), budget * UNITS, most)
+    most_chars = _most_chars(hits, max(_READ_CHARS, _READ_CHARS_A_TOKEN * budget))
+    unread = any(len(hit.content) > most_chars for hit in hits)
+    parts = _parts(query, hits, most_chars)
+    distinct, truncated = _distinct(parts, budget * UNITS, most + _SPARE)
+    truncated |= unread
     left = budget * UNITS - cost(_JOINT + _HEADING)
     passages: list[Passage] = []
     blocks: list[str] = []
     lines: list[str] = []
     for part in distinct:
         number = len(passages) + 1
+        if number > most:
+            truncated = True
+            break
         source = _source(part)
         head, line = _head(number, source), _line(number, source)
         around = cost(f"{head}{_JOINT}\n{line}")
@@ -66,7 +79,7 @@ def pack(query: str, hits: Sequence[Hit], *, budget: int, most: int) -> Packed:
             truncated = True
             end = _cut(part, left - around, in_words=not passages)
             if end <= part.start or _said_before(part, end, passages):
-                break
+                continue
         text = part.hit.content[part.start : end]
         left -= around + cost(text)
         passages.append(
@@ -109,16 +122,27 @@ class _Part:
         return self.hit.content[self.start : self.end]
 
 
-def _parts(query: str, hits: Sequence[Hit]) -> list[_Part]:
-    """All passages of all hits, best first."""
+def _most_chars(hits: Sequence[Hit], left: int) -> int:
+    """So many characters of each hit make `left` of all: what short ones do not need goes to the
+    long ones.
+    """
+    share = left
+    for number, chars in enumerate(sorted(len(hit.content) for hit in hits)):
+        share = left // (len(hits) - number)
+        left -= min(chars, share)
+    return share
+
+
+def _parts(query: str, hits: Sequence[Hit], most_chars: int) -> list[_Part]:
+    """All passages in the first `most_chars` characters of each hit, best first."""
     wanted = query_terms(query)
     parts: list[_Part] = []
-    seen: set[tuple[str, str]] = set()
     for hit in hits:
-        if (hit.collection, hit.id) in seen:
-            continue  # a replica's, where duplicates were asked for
-        seen.add((hit.collection, hit.id))
-        places = split(hit.content, _after_title(hit)) or split(hit.content)
+        text = hit.content
+        if len(text) > most_chars:
+            blank = text.rfind(" ", most_chars - _LONG_WORD, most_chars)
+            text = text[: blank if blank > 0 else most_chars]
+        places = split(text, _after_title(hit)) or split(text)
         parts += [
             _Part(hit, *place, number, len(places), hit.score, terms(hit.content[slice(*place)]))
             for number, place in enumerate(places, start=1)

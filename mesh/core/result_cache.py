@@ -7,11 +7,10 @@ for again; its answer goes when it is too old or room is needed.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
 from typing import NamedTuple
 
 OVERHEAD_BYTES = 512
-"""Of an entry, besides its answer: key, places in the table."""
+"""Of an entry, besides its answer: places in the table, and its key, which is a short digest."""
 _MOST_SHARE = 8
 """One answer takes no more than this part of all there is: else it would drive out all others."""
 
@@ -31,7 +30,7 @@ class ResultCache:
         """
         self.max_bytes = max_bytes if ttl_s > 0 else 0
         self._ttl_s = ttl_s
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -47,7 +46,7 @@ class ResultCache:
         """Bytes of the longest answer that is kept."""
         return self.max_bytes // _MOST_SHARE - OVERHEAD_BYTES
 
-    def get(self, key: Hashable, now: float) -> bytes | None:
+    def get(self, key: bytes, now: float) -> bytes | None:
         """The answer, if there is a good one."""
         entry = self._entries.get(key)
         if entry is not None and now < entry.until:
@@ -59,7 +58,7 @@ class ResultCache:
         self.misses += 1
         return None
 
-    def put(self, key: Hashable, answer: bytes, now: float) -> bool:
+    def put(self, key: bytes, answer: bytes, now: float) -> bool:
         """Keep an answer whose data was asked for at `now`; whether it was kept."""
         if len(answer) > self.largest:
             return False
@@ -80,5 +79,5 @@ class ResultCache:
         self.bytes = 0
         return count
 
-    def _remove(self, key: Hashable) -> None:
+    def _remove(self, key: bytes) -> None:
         self.bytes -= len(self._entries.pop(key).answer) + OVERHEAD_BYTES

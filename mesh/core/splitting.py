@@ -16,11 +16,12 @@ Stretch = tuple[int, int]
 
 _PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
 # A full stop before a small letter is that of an abbreviation. Chinese and Japanese stops need no
-# blank after them. The items of a list are sentences.
+# blank after them. The items of a list are sentences. No match is tried from within a run of stops
+# or blanks, and none gives a part of one back: that would take a step for each pair of them.
 _SENTENCE_END = re.compile(
-    r"[.!?\u2026]+[\"'\u201d\u2019)\]]*\s+(?=[^a-z\s])"
-    r"|[\u3002\uff01\uff1f]\s*"
-    r"|\n\s*(?=[-*\u2022#>|]|\d+[.)]\s)"
+    r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019)\]]*+\s++(?=[^a-z])"
+    r"|[\u3002\uff01\uff1f]\s*+"
+    r"|(?<!\s)[^\S\n]*+\n\s*+(?=[-*\u2022#>|]|\d++[.)]\s)"
 )
 _WORD = re.compile(r"\S+\s*")
 _MOST_WORD_CHARS = 200
@@ -47,7 +48,8 @@ def split(text: str, start: int = 0) -> list[Stretch]:
             used += units
     if used:
         found.append((begin, end))
-    return [_stripped(text, *stretch) for stretch in found]
+    places = [_stripped(text, *stretch) for stretch in found]
+    return [(left, right) for left, right in places if left < right]  # a long run of blanks
 
 
 def sentences(text: str, start: int, end: int) -> Iterator[Stretch]:

@@ -28,6 +28,7 @@ from mesh.ports import Clock, QueueDoor
 from mesh.runtime.action_records import fingerprint_of
 from mesh.runtime.caller import Caller
 from mesh.runtime.fan_out import OnFailure, fan_out
+from mesh.runtime.own_writes import OwnWrite, own_write
 from mesh.runtime.registry_api import RegistryApi
 from mesh.runtime.routes import Routes
 from mesh.types import Health, Status
@@ -56,6 +57,8 @@ _PUT_S = 5.0
 _STEER_S = 10.0
 _DAY_S = 24 * 3600.0
 _MOST_EXPIRES_S = 3650 * _DAY_S
+_LISTED_S = 0.25
+"""A new shard is in the table by then, or with one of the next heartbeats."""
 _REFUSALS = (BadRequestError, ConflictError, InvalidError, NotFoundError)
 
 
@@ -71,7 +74,7 @@ class ActionsApi(RegistryApi):
         identity: str,
         config: MeshConfig,
         clock: Clock,
-        acted: Callable[[str, ActionRequest, ActionResult | None], None] | None = None,
+        wrote: Callable[[str, OwnWrite], None] | None = None,
     ) -> None:
         """Args:
         caller: Sends.
@@ -80,11 +83,11 @@ class ActionsApi(RegistryApi):
         identity: Whom the broker knows us as.
         config: Defaults.
         clock: Time.
-        acted: Told of every action that was sent: to which node, and its result; None where it
-            failed, or nobody knows what came of it. None: nobody is told.
+        wrote: Told of every write that was sent, and to which node, when its outcome is there or
+            not known. None: nobody is told.
         """
         super().__init__(caller)
-        self._acted = acted
+        self._wrote = wrote
         self._routes = routes
         self._queue = queue
         self._identity = identity
@@ -154,9 +157,24 @@ class ActionsApi(RegistryApi):
             refused = True
             raise
         finally:
-            if self._acted is not None and not refused:
-                self._acted(node, request, done)
+            write = None if refused else own_write(request, done)
+            if write is not None and self._wrote is not None:
+                self._wrote(node, write)
+        if write is not None and write.version is not None:
+            await self._listed(node, write.collection, timeout_s)
         return done
+
+    async def _listed(self, node: str, collection: str | None, timeout_s: float) -> None:
+        """A write may make a shard. Searches go by the table: whoever wrote finds it from then on
+        if the table has it, which takes masters some milliseconds.
+        """
+
+        def is_listed() -> bool:
+            there = self._routes.table.node(node)
+            return there is None or any(info.name == collection for info in there.collections)
+
+        if collection is not None and self._routes.table.epoch:  # else nobody would tell
+            await self._routes.until(is_listed, min(timeout_s, _LISTED_S))
 
     # -- once its node is there --------------------------------------------------------------------
 

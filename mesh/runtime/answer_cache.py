@@ -9,10 +9,10 @@ given. Partial answers are never kept, nor what functions found.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+import hashlib
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
-import msgspec
 import structlog
 
 from mesh.config import MeshConfig
@@ -21,15 +21,13 @@ from mesh.core.result_cache import ResultCache
 from mesh.core.route_table import RouteTable
 from mesh.errors import MeshError
 from mesh.ports import Bus, Clock, Message, Subscription
+from mesh.runtime.own_writes import OwnWrite
 from mesh.runtime.search_plan import Plan
 from mesh.wire import codec, subjects
 from mesh.wire.messages import (
-    ActionRequest,
-    ActionResult,
     CacheStats,
     Candidates,
     Changed,
-    SearchOptions,
     SearchRequest,
     SearchResult,
 )
@@ -37,7 +35,7 @@ from mesh.wire.messages import (
 log = structlog.get_logger()
 
 _MB = 1024 * 1024
-_WRITES = frozenset({"index", "update", "delete", "drop", "sync"})
+_DIGEST_BYTES = 32
 _SNAPSHOTS = 2
 """So many of the masters' snapshots of the route table may fail to come."""
 
@@ -45,8 +43,11 @@ _SNAPSHOTS = 2
 class Place(NamedTuple):
     """Where an answer is kept, and what it was asked of."""
 
-    key: tuple[Hashable, ...]
+    key: bytes
+    """A digest: questions are as long as people make them, and each entry would hold its own."""
     stamp: Stamp
+    era: int
+    """Of the cache: after it nothing is kept there."""
 
 
 class AnswerCache:
@@ -68,6 +69,8 @@ class AnswerCache:
         self._blind = False
         self._era = 0
         """Grows when all is forgotten: what was asked for before is not kept after it."""
+        self._writes = 0
+        """Of this caller: nobody joins who asked before his own."""
         self.shared = 0
         """Searches that were answered by what another one had asked."""
 
@@ -119,21 +122,11 @@ class AnswerCache:
         if self._on:
             self._versions.adopt(table, self._heard_at)
 
-    def acted(self, node: str, request: ActionRequest, result: ActionResult | None) -> None:
-        """An action was sent; without a result it may have run, or run later."""
-        if request.action not in _WRITES or not self._on:
-            return
-        params: Any = request.params
-        if isinstance(params, msgspec.Raw):
-            params = msgspec.json.decode(params)
-        collection = params.get("collection") if isinstance(params, Mapping) else None
-        if not isinstance(collection, str):
-            collection = None
-        outcome = None if result is None else result.result
-        version = outcome.get("data_version") if isinstance(outcome, Mapping) else None
-        if not isinstance(version, int) or isinstance(version, bool):
-            version = None
-        self._versions.wrote(node, collection, version, self._clock.monotonic())
+    def wrote(self, node: str, write: OwnWrite) -> None:
+        """The caller wrote there, or may have, or may be about to."""
+        self._writes += 1
+        if self._on:
+            self._versions.wrote(node, write.collection, write.version, self._clock.monotonic())
 
     # -- what is asked -----------------------------------------------------------------------------
 
@@ -149,8 +142,18 @@ class AnswerCache:
         stamp = plan.stamped[1]
         if stamp is None or now < stamp.settled_at:
             return None
-        key = request.query.strip(), request.limit, _canonical(request.options)
-        return Place((*key, stamp.digest, plan.absent, self._era), stamp)
+        return Place(_digest(request, stamp.digest, plan.absent, self._era), stamp, self._era)
+
+    def flight(self, request: SearchRequest, plan: Plan, place: Place | None) -> Hashable:
+        """Searches of which this is equal may share an answer that is under way, whether or not it
+        is to be kept. None: it is to be asked alone, as of functions, which may answer each
+        person differently.
+        """
+        if place is not None:
+            return place.key
+        if plan.by_function or not request.options.cache:
+            return None
+        return plan, _digest(request, self._versions.turn, self._writes, self._era)
 
     def get(self, place: Place, now: float) -> SearchResult | None:
         """The answer that is kept there."""
@@ -169,6 +172,7 @@ class AnswerCache:
                 known = place.stamp.versions.get((part.node, hits.collection))
                 agree &= hits.data_version == known
                 self._versions.seen(part.node, hits.collection, hits.data_version, now)
+        agree &= place.era == self._era
         if not agree or answer.partial or _size(answer) > self._entries.largest:
             return False
         return self._entries.put(place.key, codec.encode(answer), now)
@@ -196,26 +200,31 @@ class AnswerCache:
         return self._entries.clear()
 
 
-def _canonical(options: SearchOptions) -> bytes:
-    """Equal for options that give the same answer. `require` and `timeout_ms` are not among them:
-    what is kept is whole, so it is good for all of these; shards are told by the plan.
+def _digest(request: SearchRequest, *of: object) -> bytes:
+    """Equal for requests that get the same answer `of` the same. `require` and `timeout_ms` are not
+    in it: what is kept is whole, so it is good for all of these; shards are told by the plan.
     """
+    options = request.options
     filters = [
         [column, sorted({codec.encode(one).decode() for one in given})]
         if isinstance(given, list)
         else [column, given]
         for column, given in sorted(options.filters.items())
     ]
-    return codec.encode(
+    asked = codec.encode(
         [
+            request.query.strip(),
+            request.limit,
             options.mode,
             options.threshold,
             options.strategy,
             options.deduplicate,
             options.explain,
             filters,
+            *of,
         ]
     )
+    return hashlib.blake2b(asked, digest_size=_DIGEST_BYTES).digest()
 
 
 def _size(answer: SearchResult) -> int:

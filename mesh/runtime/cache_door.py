@@ -7,6 +7,7 @@ import structlog
 from mesh.errors import MeshError
 from mesh.ports import Bus, Message, Subscription
 from mesh.runtime.answer_cache import AnswerCache
+from mesh.runtime.serving import caller_of
 from mesh.wire import codec, subjects
 from mesh.wire.messages import CacheReport, CacheReports, CacheRequest
 
@@ -41,6 +42,10 @@ class CacheDoor:
             await self._subscription.unsubscribe()
 
     def _asked(self, message: Message) -> None:
+        own = f"{subjects.PREFIX}.re.{_GATEWAY}.{caller_of(message)}."
+        if not message.reply.startswith(own):  # a gateway may publish where its callers may not
+            log.info("mesh.cache.reply_not_the_callers", subject=message.subject)
+            return
         try:
             reply = codec.ok(self._report(codec.decode(message.data, CacheRequest)))
         except MeshError as error:

@@ -31,12 +31,14 @@ from mesh.wire.messages import (
     CacheStats,
     PingRequest,
     PingResult,
+    SearchOptions,
     SearchRequest,
     SearchResult,
 )
 
 T = TypeVar("T")
 
+_LEARN_S = 0.25
 _PING = PingRequest()
 _NAMES = {"options.collections", "options.nodes"}
 
@@ -75,7 +77,7 @@ class MeshClient(ActionsApi, RagApi):
             identity=bus.identity,
             config=config,
             clock=clock,
-            acted=self._cache.acted,
+            wrote=self._cache.wrote,
         )
         self.access = AccessApi(self._caller)
         """Keys and tokens."""
@@ -213,6 +215,13 @@ class MeshClient(ActionsApi, RagApi):
             options = msgspec.structs.replace(options, timeout_ms=max(1, left_ms))
             request = msgspec.structs.replace(request, options=options)
             return await self._federation.search(request, self.routes)
+
+    async def _learn_names(self, options: SearchOptions) -> None:
+        """A name may be newer than our table."""
+        table = self.routes
+        unknown = set(options.collections or ()) - set(table.collections())
+        if unknown or set(options.nodes or ()) - set(table.nodes):
+            await self._routes.learn(min(_LEARN_S, options.timeout_ms / 1000))
 
     def cache_stats(self) -> CacheStats:
         """What this client keeps of answers, and how often that was of use."""

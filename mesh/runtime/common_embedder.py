@@ -1,7 +1,8 @@
 """The caller's own embedder, for candidates of nodes whose embedders differ.
 
-It is loaded in a thread when it is first needed, never when a client starts: a model takes a second
-and its packages tens of megabytes. A search that comes before it is there does without.
+It is loaded in a thread of its own when it is first needed, never when a client starts: a model
+takes a second and its packages tens of megabytes. A search that comes before it is there does
+without.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 import structlog
 
 from mesh.core import common_scale
-from mesh.errors import MeshError
+from mesh.errors import MeshError, UnavailableError
 from mesh.ports import Clock, Embedder
+from mesh.runtime.own_threads import in_own_thread
 from mesh.wire.messages import Candidates, SearchOptions, SearchRequest
 
 log = structlog.get_logger()
@@ -29,16 +31,38 @@ SCALED = "embedders differ, and their cosines were only scaled"
 """Begins the reason of shards that answered whole, and whose order among others is a guess."""
 _AGAIN_S = 60.0
 """Before another try to load what could not be loaded."""
+_PATIENCE_S = 0.05
+"""So long a search waits for a load: models take seconds."""
+_AT_ONCE = 2
+"""Comparisons; each has a thread."""
+_MARGIN_S = 0.01
+"""For what was embedded in time to be heard of in time."""
 
 
 class Comparison(NamedTuple):
     """Texts, compared with a query."""
 
-    fingerprint: str
     threshold: float
     """Below that a cosine is noise to this embedder."""
     cosines: list[float | None]
     """None: the text is missing, has no known words, or no time was left."""
+    hurried: bool
+    """With more time there would be more of them."""
+
+
+class Compared(NamedTuple):
+    """What nodes found, on one scale."""
+
+    parts: list[Candidates]
+    why: str
+    """Why their cosines are their own embedders' still; empty: they are one embedder's."""
+    hurried: bool = False
+    """Some of them are estimates, because no time was left."""
+
+
+class _Loaded(NamedTuple):
+    embedder: Embedder
+    fingerprint: str
 
 
 class CommonEmbedder:
@@ -51,23 +75,19 @@ class CommonEmbedder:
         """
         self._load = load
         self._clock = clock
-        self._loading: asyncio.Task[Embedder | None] | None = None
-        self._fingerprint = ""
-        self._failed_at = float("-inf")
-        self.why = ""
-        """What keeps it from being used; empty: nothing, or it was not tried yet."""
+        self._loading: asyncio.Task[_Loaded | str] | None = None
+        """Gives the embedder, or why it is not there."""
+        self._again_at = float("inf")
+        """When to load it anew (monotonic s): it could not be loaded."""
+        self._turns = asyncio.Semaphore(_AT_ONCE)
         self._vectors: OrderedDict[bytes, Any] = OrderedDict()
         """By hash of the text, the least recently used first; threads take turns."""
-        self._turns = threading.Lock()
+        self._lock = threading.Lock()
 
     def prepare(self) -> None:
         """It will be needed: load it, beside whatever is done meanwhile."""
-        if self._loading is None or (
-            self._loading.done()
-            and self.why
-            and self._clock.monotonic() - self._failed_at > _AGAIN_S
-        ):
-            self.why = ""
+        if self._loading is None or self._clock.monotonic() > self._again_at:
+            self._again_at = float("inf")
             self._loading = asyncio.create_task(self._loaded())
 
     async def close(self) -> None:
@@ -77,83 +97,95 @@ class CommonEmbedder:
             await asyncio.gather(self._loading, return_exceptions=True)
 
     async def fingerprint(self, until: float) -> str:
-        """Of the embedder; empty: it is not there by then (monotonic s), and `why` tells."""
-        self.prepare()
-        assert self._loading is not None  # noqa: S101 (prepared)
-        if not self._loading.done():
-            left_s = until - self._clock.monotonic()
-            if left_s > 0:
-                await asyncio.wait((self._loading,), timeout=left_s)
-        if not self._loading.done():
-            self.why = "the embedder is still being loaded"
-            return ""
-        return "" if self._loading.result() is None else self._fingerprint
+        """Of the embedder. One that is being loaded is hardly waited for.
 
-    async def compare(
-        self, query: str, texts: Sequence[str | None], until: float
-    ) -> Comparison | None:
-        """Cosines of texts and a query; None: there is no embedder, or it failed.
+        Raises:
+            UnavailableError: It is not there by then (monotonic s).
+        """
+        return (await self._ready(until)).fingerprint
+
+    async def compare(self, query: str, texts: Sequence[str | None], until: float) -> Comparison:
+        """Cosines of texts and a query.
 
         Args:
             query: As the nodes had it.
             texts: None: not at hand.
-            until: Monotonic seconds; what has not been embedded by then is left out.
+            until: Monotonic seconds; what cannot be embedded by then is left out.
+
+        Raises:
+            UnavailableError: There is no embedder, it failed, or it took too long.
         """
-        if not await self.fingerprint(until):
-            return None
+        embedder = (await self._ready(until)).embedder
         left_s = until - self._clock.monotonic()
-        embedder = self._loading.result() if self._loading is not None else None
-        if embedder is None or left_s <= 0:
-            self.why = self.why or "no time was left"
-            return None
+        if left_s <= 0:
+            raise UnavailableError("no time was left")
         try:
             async with asyncio.timeout(left_s):
-                cosines = await asyncio.to_thread(self._cosines, embedder, query, texts, until)
+                await self._turns.acquire()
+                work = in_own_thread("embedder", self._cosines, embedder, query, texts, until)
+                work.add_done_callback(lambda _work: self._turns.release())
+                cosines, hurried = await asyncio.shield(work)  # it has its turn until it ends
         except TimeoutError:
-            self.why = "the embedder took too long"
-            return None
-        except Exception as error:  # noqa: BLE001 (a search goes on without it)
-            self.why = str(error) if isinstance(error, MeshError) else "the embedder failed"
+            raise UnavailableError("the embedder took too long") from None
+        except Exception as error:
             log.warning("mesh.search.embedder_failed", error=str(error))
-            return None
-        self.why = ""
-        return Comparison(self._fingerprint, embedder.default_threshold, cosines)
+            why = str(error) if isinstance(error, MeshError) else "the embedder failed"
+            raise UnavailableError(why) from error
+        return Comparison(embedder.default_threshold, cosines, hurried)
 
-    async def _loaded(self) -> Embedder | None:
-        def load() -> tuple[Embedder, str]:
+    async def _ready(self, until: float) -> _Loaded:
+        self.prepare()
+        loading = self._loading
+        assert loading is not None  # noqa: S101 (prepared)
+        if not loading.done():
+            left_s = min(until - self._clock.monotonic(), _PATIENCE_S)
+            if left_s > 0:
+                await asyncio.wait((loading,), timeout=left_s)
+        if not loading.done():
+            raise UnavailableError("the embedder is still being loaded")
+        loaded = loading.result()
+        if isinstance(loaded, str):
+            raise UnavailableError(loaded)
+        return loaded
+
+    async def _loaded(self) -> _Loaded | str:
+        def load() -> _Loaded:
             embedder = self._load()
-            return embedder, embedder.id  # a model is read when it is first asked something
+            # a model is read when it is first asked something
+            return _Loaded(embedder, embedder.id)
 
         try:
-            embedder, self._fingerprint = await asyncio.to_thread(load)
+            return await in_own_thread("embedder", load)
         except Exception as error:  # noqa: BLE001 (a search goes on without it)
-            self._failed_at = self._clock.monotonic()
-            self.why = f"the embedder cannot be loaded: {error}"
+            self._again_at = self._clock.monotonic() + _AGAIN_S
             log.warning("mesh.search.embedder_not_loaded", error=str(error))
-            return None
-        self.why = ""
-        return embedder
+            return f"the embedder cannot be loaded: {error}"
 
     # -- in a thread -------------------------------------------------------------------------------
 
     def _cosines(
         self, embedder: Embedder, query: str, texts: Sequence[str | None], until: float
-    ) -> list[float | None]:
+    ) -> tuple[list[float | None], bool]:
+        """And whether there was no time for some. It ends before `until`, not after."""
         asked = embedder.embed_query(query)
         keys = [None if text is None else _key(text) for text in texts]
-        with self._turns:
+        with self._lock:
             vectors = {key: self._vectors.get(key) for key in keys if key is not None}
         new = {
             key: text
             for key, text in zip(keys, texts, strict=True)
             if key is not None and text is not None and vectors[key] is None
         }
+        hurried, slowest_s = False, 0.0
         for start in range(0, len(new), _CHUNK):
-            if self._clock.monotonic() >= until:
+            began = self._clock.monotonic()
+            if began + slowest_s > until - _MARGIN_S:
+                hurried = True
                 break
             chunk = list(new)[start : start + _CHUNK]
             rows = embedder.embed_documents([new[key] for key in chunk])
             vectors.update(zip(chunk, rows, strict=True))
+            slowest_s = max(slowest_s, self._clock.monotonic() - began)
         self._keep(vectors)
         cosines: list[float | None] = []
         for key in keys:
@@ -162,10 +194,10 @@ class CommonEmbedder:
                 cosines.append(None)
             else:
                 cosines.append(round(float(vector @ asked), 7))
-        return cosines
+        return cosines, hurried
 
     def _keep(self, vectors: dict[bytes, Any]) -> None:
-        with self._turns:
+        with self._lock:
             for key, vector in vectors.items():
                 if vector is not None:
                     self._vectors[key] = vector
@@ -198,7 +230,7 @@ async def compared(
     request: SearchRequest,
     parts: Sequence[Candidates],
     until: float,
-) -> tuple[list[Candidates], str]:
+) -> Compared:
     """The parts with the cosines of one embedder; or with their own, and why.
 
     Args:
@@ -211,16 +243,17 @@ async def compared(
     given = request.options.threshold
     own = list(parts) if given is None else common_scale.cut(parts, given)
     if len(common_scale.fingerprints(parts)) <= 1:
-        return own, ""
-    why = "this caller has no embedder"
-    if common is not None:
-        if ours := await common.fingerprint(until):
-            texts = [found.content for found in common_scale.foreign(parts, ours)]
-            judged = await common.compare(request.query, texts, until)
-            if judged is not None:
-                least = judged.threshold if given is None else given
-                if rescaled := common_scale.rescaled(own, ours, judged.cosines, least):
-                    return rescaled, ""
-                why = "too few texts came along"
-        why = common.why or why
-    return own, f"{SCALED}: {why}"
+        return Compared(own, "")
+    if common is None:
+        return Compared(own, f"{SCALED}: this caller has no embedder")
+    try:
+        ours = await common.fingerprint(until)
+        texts = [found.content for found in common_scale.foreign(parts, ours)]
+        judged = await common.compare(request.query, texts, until)
+    except UnavailableError as error:
+        return Compared(own, f"{SCALED}: {error}")
+    least = judged.threshold if given is None else given
+    if rescaled := common_scale.rescaled(own, ours, judged.cosines, least):
+        return Compared(rescaled, "", judged.hurried)
+    few = "no time was left" if judged.hurried else "too few texts came along"
+    return Compared(own, f"{SCALED}: {few}")

@@ -8,8 +8,7 @@ now, is not asked again (see `answer_cache`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -20,7 +19,7 @@ from mesh.ports import Clock
 from mesh.runtime.answer_cache import AnswerCache, Place
 from mesh.runtime.caller import Caller
 from mesh.runtime.common_embedder import CommonEmbedder, compared, mixes, needs_comparison
-from mesh.runtime.peers import Group
+from mesh.runtime.long_texts import long_texts
 from mesh.runtime.results import TextKey, coverage, lacks_a_leg, missing_texts, search_result
 from mesh.runtime.search_plan import Part, Plan, plan
 from mesh.runtime.shard_reports import (
@@ -33,8 +32,6 @@ from mesh.runtime.shard_reports import (
 from mesh.runtime.shared_searches import SharedSearches
 from mesh.wire.messages import (
     Candidates,
-    FetchRequest,
-    FetchResult,
     FoundCandidates,
     SearchRequest,
     SearchResult,
@@ -46,6 +43,7 @@ _GRACE_S = 0.015
 timers come late, and a broker that hangs has to be found out."""
 _FETCH_GRACE_S = 0.035
 """Long texts of the final hits may come so long after it."""
+_MOST_COMPARING_S = 0.15
 _MOST_PLANS = 256
 _Names = tuple[str, ...] | None
 
@@ -89,9 +87,11 @@ class Federation:
         """
         began = self._clock.monotonic()
         chosen = self._plan(request, table)
-        if self._cache is None or (place := self._cache.place(request, chosen, began)) is None:
-            return await self._scattered(request, chosen, None, began)
-        return await self._shared.answer(request, chosen, place, began)
+        if self._cache is not None:
+            place = self._cache.place(request, chosen, began)
+            if (question := self._cache.flight(request, chosen, place)) is not None:
+                return await self._shared.answer(request, chosen, place, question, began)
+        return await self._scattered(request, chosen, None, began)
 
     def _plan(self, request: SearchRequest, table: RouteTable) -> Plan:
         """`plan`, made once for as long as the table stays."""
@@ -116,21 +116,24 @@ class Federation:
         mixed = self._common is not None and mixes(chosen.fingerprints, options)
         if mixed and self._common is not None:
             self._common.prepare()
-        outcomes = await self._scatter(request, chosen, give_up, mixed=mixed)
+        until = give_up - _comparing_s(options.timeout_ms / 1000) if mixed else give_up
+        outcomes = await self._scatter(request, chosen, until, mixed=mixed)
         refuse_what_all_refuse([part for _, part in outcomes])
         reports = reports_of(outcomes, options.mode, filtered=bool(options.filters))
         reports += chosen.reports
         reports.sort(key=_place)
         shards = coverage(reports)
-        require(request, shards, [part for _, part in outcomes if isinstance(part, MeshError)])
+        errors = [part for _, part in outcomes if isinstance(part, MeshError)]
+        require(request, shards, errors)
         parts = [part for _, part in outcomes if isinstance(part, Candidates)]
         one_leg = lacks_a_leg(reports)
-        scaled = ""
+        keep = place is not None
         if mixed or needs_comparison(parts, options):
-            parts, scaled = await compared(self._common, request, parts, give_up)
-        if scaled:
-            reports = [_scaled(report, scaled) for report in reports]
-            shards = coverage(reports)
+            parts, scaled, hurried = await compared(self._common, request, parts, give_up)
+            keep = keep and not (scaled or hurried)
+            if scaled:
+                reports = [_scaled(report, scaled) for report in reports]
+                shards = coverage(reports)
         ranking = rank(
             parts,
             mode=options.mode,
@@ -141,8 +144,11 @@ class Federation:
         )
         texts: dict[TextKey, str] = {}
         if missing := missing_texts(ranking):
-            texts = await self._texts(request, missing, outcomes, give_up)
+            left_s = give_up + _FETCH_GRACE_S - self._clock.monotonic()
+            texts = await long_texts(self._caller, request, missing, outcomes, left_s)
             shards = coverage(without_texts(reports, missing, texts))
+            if options.require != "any":  # for it a hit without its text is better than none
+                require(request, shards, errors)
         answer = search_result(
             ranking,
             texts=texts,
@@ -152,15 +158,15 @@ class Federation:
             one_leg=one_leg,
             id=request.id,
         )
-        if place is not None and self._cache is not None and not scaled:
+        if keep and place is not None and self._cache is not None:
             self._cache.keep(place, answer, parts, began)
         return answer
 
     async def _scatter(
-        self, request: SearchRequest, chosen: Plan, give_up: float, *, mixed: bool
+        self, request: SearchRequest, chosen: Plan, until: float, *, mixed: bool
     ) -> list[Outcome]:
-        """What came of each part by the deadline."""
-        left_s = give_up - self._clock.monotonic()
+        """What came of each part by then (monotonic s)."""
+        left_s = until - self._clock.monotonic()
         if mixed and request.options.threshold is not None:
             # A threshold is a cosine of one embedder: who has another cannot cut by it.
             options = msgspec.structs.replace(request.options, threshold=0.0)
@@ -213,69 +219,21 @@ class Federation:
             return error
         return found if found.node == node else msgspec.structs.replace(found, node=node)
 
-    async def _texts(
-        self,
-        request: SearchRequest,
-        missing: Mapping[tuple[str, str], list[str]],
-        outcomes: Sequence[Outcome],
-        give_up: float,
-    ) -> dict[TextKey, str]:
-        """Texts of final hits that did not come along; one that is not there in time is missing."""
-        left_s = give_up + _FETCH_GRACE_S - self._clock.monotonic()
-        holders = {
-            (found.node, place.collection): part.fetched
-            for part, found in outcomes
-            if isinstance(found, Candidates)
-            for place in part.places
-        }
-        texts: dict[TextKey, str] = {}
-
-        async def fetch(shard: tuple[str, str], ids: list[str]) -> None:
-            texts.update(await self._fetch(request, holders[shard], shard, ids, left_s))
-
-        with contextlib.suppress(TimeoutError):  # what has come by then is there
-            async with asyncio.timeout(left_s):
-                await asyncio.gather(
-                    *(
-                        fetch(shard, ids)
-                        for shard, ids in missing.items()
-                        if shard in holders  # who answers what was not asked is not asked again
-                    )
-                )
-        return texts
-
-    async def _fetch(
-        self,
-        request: SearchRequest,
-        holders: Group,
-        shard: tuple[str, str],
-        ids: list[str],
-        timeout_s: float,
-    ) -> dict[TextKey, str]:
-        """From the node that found them; another replica has them as well."""
-        node, collection = shard
-        asked = FetchRequest(
-            id=f"{request.id}.{node}.{collection}",  # to be stopped apart from its siblings
-            trace=request.trace,
-            on_behalf=request.on_behalf,
-            collection=collection,
-            ids=ids,
-        )
-        try:
-            _, answer = await self._caller.any(
-                holders, asked, FetchResult, timeout_s, prefer=node, trace=request.id
-            )
-        except MeshError:
-            return {}
-        return {(node, collection, document.id): document.content for document in answer.documents}
-
 
 def _names(names: Sequence[str] | None) -> _Names:
     return None if names is None else tuple(names)
 
 
+def _comparing_s(timeout_s: float) -> float:
+    """Of a search's time that nodes do not get: what they found is still to be compared."""
+    return min(timeout_s / 4, _MOST_COMPARING_S)
+
+
 def _scaled(report: ShardReport, why: str) -> ShardReport:
-    return msgspec.structs.replace(report, reason=why) if report.status == "ok" else report
+    """Who answered by words alone has no cosines that could be scaled."""
+    if report.status != "ok" or report.reason:
+        return report
+    return msgspec.structs.replace(report, reason=why)
 
 
 def _place(report: ShardReport) -> tuple[str, str]:

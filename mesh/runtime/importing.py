@@ -12,20 +12,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from uuid_utils import uuid7
 
 from mesh.errors import InvalidError, MeshError, TooLargeError
 from mesh.runtime.import_batches import Batch, Entry, Item, Mark, Rejected, batches, without
-
-T = TypeVar("T")
+from mesh.runtime.own_threads import in_own_thread
 
 SHOWN_BAD_LINES = 20
 _PLACE = re.compile(r"(?:params\.)?documents\[(\d+)\](.*)")
@@ -163,7 +160,8 @@ class _Import:
         number = self._report.batches
         try:
             while not self._report.stopped and (
-                batch := await _in_thread(lambda: next(coming, None))
+                # nobody waits for it at the end: reading standard input may block for ever
+                batch := await in_own_thread("import reader", next, coming, None)
             ):
                 while self._must_wait(batch, in_flight if self._taken else 1):
                     await self._commit_first()
@@ -260,29 +258,3 @@ class _Import:
                     raise
             await _sleep(wait_s)
             pause_s = min(2 * pause_s, _MOST_PAUSE_S)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Of its own, which nobody waits for at the end: reading standard input may block for ever."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except BaseException as caught:  # noqa: BLE001 - whoever awaits it gets it
-            error = caught
-        with suppress(RuntimeError):  # the loop is gone: nobody awaits it
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name="import reader", daemon=True).start()
-    return await done

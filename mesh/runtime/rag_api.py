@@ -43,6 +43,8 @@ class _Searcher(Protocol):
 
     async def submit(self, request: SearchRequest, *, on_behalf: str = "") -> SearchResult: ...
 
+    async def _learn_names(self, options: SearchOptions) -> None: ...
+
 
 class RagApi:
     """The part of `MeshClient` that has to do with rag."""
@@ -81,6 +83,7 @@ class RagApi:
         }
         asked = {"query": query, "budget": budget, "passages": passages, "limit": limit}
         request = codec.convert(asked | {"options": names}, RagRequest)
+        await self._learn_names(request.options)  # whom to leave out depends on the table
         asking, skipped = _choose(self.routes, request)
         if asking is None:
             return await _packed(request, _nothing(request), skipped)
@@ -96,6 +99,7 @@ class RagApi:
             InvalidError: An unknown collection, column or node, or one that does not offer rag.
             UnavailableError: Fewer shards answered than `require` asks.
         """
+        await self._learn_names(request.options)  # whom to leave out depends on the table
         asking, skipped = _choose(self.routes, request)
         if asking is None:
             return await _packed(request, _nothing(request), skipped)
@@ -179,6 +183,7 @@ async def _packed(
         partial=found.partial,
         shards=coverage([*found.shards.details, *skipped]) if skipped else found.shards,
         id=found.id,
+        cached=found.cached,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import structlog
@@ -46,6 +47,8 @@ class Routes:
         self._caller = caller
         self.follower = RouteFollower()
         self._refreshing: asyncio.Task[None] | None = None
+        self._newer = asyncio.Event()
+        """Set with the next table."""
         self._learnt_at = float("-inf")
         self._stopped = False
 
@@ -89,6 +92,13 @@ class Routes:
         if self._refreshing is not None and within_s > 0:
             await asyncio.wait({self._refreshing}, timeout=within_s)
 
+    async def until(self, is_so: Callable[[], bool], within_s: float) -> None:
+        """Wait for a table of which it is so, `within_s` seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not is_so():
+                    await self._newer.wait()
+
     def _on_routes(self, message: Message) -> None:
         if isinstance(self._apply(codec.decode(message.data, RouteUpdate)), NeedSnapshot):
             self._refresh_soon()
@@ -97,6 +107,8 @@ class Routes:
         applied = self.follower.apply(update)
         if isinstance(applied, Applied):
             self._caller.adopt(applied.table)
+            self._newer.set()
+            self._newer = asyncio.Event()
         if self._heard is not None and (update.epoch, update.version) == self.table.order:
             self._heard(self.table)
         return applied

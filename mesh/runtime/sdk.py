@@ -21,12 +21,9 @@ The annotations are the schema: checked before the action runs, published as JSO
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
 import functools
 import hashlib
 import inspect
-import threading
 import typing
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +33,7 @@ import msgspec
 
 from mesh.errors import ConfigError
 from mesh.runtime.action_context import ActionContext
+from mesh.runtime.own_threads import in_own_thread
 from mesh.wire.messages import ActionDescription, Document, SearchRequest
 from mesh.wire.subjects import free_name, token
 
@@ -207,35 +205,8 @@ class Node:
 
 
 def _in_thread(function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-    """Run an author's blocking function in a thread of its own: one that hangs starves nobody
-    else's, and does not keep the node from ending. How many run is the bulkhead's business.
-    """
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[Any] = loop.create_future()
-    work = functools.partial(contextvars.copy_context().run, function, *arguments)
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if ended.done():
-            return
-        if error is not None:
-            ended.set_exception(error)
-        else:
-            ended.set_result(result)
-
-    def run() -> None:
-        result: Any = None
-        error: BaseException | None = None
-        try:
-            result = work()
-        except StopIteration as stop:  # no future can hold one
-            error = RuntimeError(f"StopIteration: {stop}")
-        except BaseException as raised:  # noqa: BLE001 (it is the waiting task's to handle)
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the node has ended meanwhile
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name=f"author-{function.__name__}", daemon=True).start()
-    return ended
+    """Run an author's blocking function; how many run is the bulkhead's business."""
+    return in_own_thread(f"author-{function.__name__}", function, *arguments)
 
 
 def _first_line(function: Callable[..., Any]) -> str:

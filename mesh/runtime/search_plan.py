@@ -42,7 +42,7 @@ class Part:
         return [place.collection for place in self.places]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Plan:
     """Whom to ask for which collections, and which shards cannot be asked."""
 
@@ -51,6 +51,8 @@ class Plan:
     """Of the shards that are not asked."""
     fingerprints: frozenset[str]
     """Of the embedders behind what is asked, as far as it is known."""
+    by_function: bool
+    """A function of its author's searches a part of it."""
     shards: tuple[Shard, ...] = field(init=False)
     """What is asked, and whom."""
     absent: tuple[tuple[str, str, str], ...] = field(init=False)
@@ -84,6 +86,7 @@ def plan(table: RouteTable, request: SearchRequest) -> Plan:
     asked: dict[tuple[str, ...], list[Place]] = {}
     reports: list[ShardReport] = []
     fingerprints: set[str] = set()
+    by_function = False
     for collection in dict.fromkeys(wanted):
         for shard, replicas in table.shards(collection).items():
             named = [
@@ -102,7 +105,8 @@ def plan(table: RouteTable, request: SearchRequest) -> Plan:
             else:
                 asked.setdefault(_slugs(chosen), []).append(place)
                 fingerprints.update(holder.info.fingerprint for holder in chosen)
-    return Plan(_parts(asked), reports, frozenset(fingerprints - {""}))
+                by_function |= any(holder.info.data_version <= 0 for holder in chosen)
+    return Plan(_parts(asked), reports, frozenset(fingerprints - {""}), by_function)
 
 
 def _whole(holders: list[Holder]) -> list[Holder]:

@@ -64,10 +64,12 @@ def require(request: SearchRequest, shards: Shards, errors: Sequence[MeshError])
     )
     open_everywhere = errors and all(isinstance(error, CircuitOpenError) for error in errors)
     waits = [error.retry_after_ms for error in errors if error.retry_after_ms is not None]
-    raise (CircuitOpenError if open_everywhere else UnavailableError)(
+    error = (CircuitOpenError if open_everywhere else UnavailableError)(
         f"{shards.ok} of {counted} shards answered, {request.options.require} required: {missing}",
         retry_after_ms=min(waits, default=1000),
     )
+    error.shards = shards
+    raise error
 
 
 def _answered(

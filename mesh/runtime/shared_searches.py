@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 
 import msgspec
 
@@ -15,7 +15,7 @@ from mesh.runtime.single_flight import Flight, SingleFlight
 from mesh.wire import codec
 from mesh.wire.messages import SearchRequest, SearchResult
 
-Search = Callable[[SearchRequest, Plan, Place, float], Awaitable[SearchResult]]
+Search = Callable[[SearchRequest, Plan, Place | None, float], Awaitable[SearchResult]]
 """Asks the nodes, and has what it finds kept."""
 _Shared = tuple[SearchResult, bytes | None]
 """An answer, and as JSON where several wait for it: nobody can change it for the others."""
@@ -36,23 +36,29 @@ class SharedSearches:
         self._flights: SingleFlight[_Shared] = SingleFlight()
 
     async def answer(
-        self, request: SearchRequest, chosen: Plan, place: Place, began: float
+        self,
+        request: SearchRequest,
+        chosen: Plan,
+        place: Place | None,
+        question: Hashable,
+        began: float,
     ) -> SearchResult:
         """An answer that is kept, or that somebody else gets just now, or one of its own.
 
         Args:
             request: What is asked.
             chosen: Whom.
-            place: Where the answer is kept.
+            place: Where the answer is kept; None: it is not.
+            question: Equal for those who may share an answer.
             began: Monotonic seconds.
 
         Raises:
             MeshError: As the search does.
         """
-        if (kept := self._cache.get(place, began)) is not None:
+        if place is not None and (kept := self._cache.get(place, began)) is not None:
             return self._own(kept, request, began, cached=True)
         timeout_s = request.options.timeout_ms / 1000
-        give_up, key = began + timeout_s, (*place.key, request.options.require)
+        give_up, key = began + timeout_s, (question, request.options.require)
         flight = self._flights.find(key, give_up)
         if flight is None:
             flight = self._begin(key, request, chosen, place, began)
@@ -72,10 +78,10 @@ class SharedSearches:
 
     def _begin(
         self,
-        key: tuple[object, ...],
+        key: Hashable,
         request: SearchRequest,
         chosen: Plan,
-        place: Place,
+        place: Place | None,
         began: float,
     ) -> Flight[_Shared]:
         async def work() -> _Shared:

@@ -16,6 +16,7 @@ from mesh.core.route_table import RouteTable
 from mesh.errors import ForbiddenError, InvalidError, OverloadedError, UnavailableError
 from mesh.runtime.caller import Caller
 from mesh.runtime.federation import Federation
+from mesh.runtime.serving import Responder
 from mesh.types import Health, Status
 from mesh.wire import codec
 from mesh.wire.messages import (
@@ -289,6 +290,26 @@ async def test_long_texts_are_fetched_for_the_final_hits_alone(mesh):
     result = await mesh.search(route("a"), limit=1)
     assert [(hit.id, hit.content) for hit in result.results] == [("a-0", "long a-0")]
     assert [verb for _, verb, _ in mesh.asked] == ["search", "fetch"]
+
+
+async def test_texts_that_exceed_one_message_together_all_come(mesh):
+    found = part("a", *((None, 0.9 - n / 100) for n in range(6)))
+    bus = await mesh.bus("a")
+    responder = Responder(bus, SystemClock(), name="a", max_parallel=1, max_queued=1)
+
+    def handle(message):
+        mesh.asked.append(message.subject.split(".")[4])
+        if mesh.asked[-1] == "search":
+            return responder.answer(message, codec.ok(found))
+        ids = codec.decode(message.data, FetchRequest).ids
+        texts = [StoredDocument(id=name, content=name * 200_000) for name in ids]
+        return responder.answer(message, codec.ok(FetchResult(documents=texts)))
+
+    await bus.subscribe("mesh.v1.rpc.a.*.*", handle)
+    result = await mesh.search(route("a"), timeout_ms=5_000)
+    assert [hit.content[:3] for hit in result.results] == [f"a-{n}" for n in range(6)]
+    assert not result.partial
+    assert mesh.asked == ["search", *["fetch"] * 3]
 
 
 async def test_nodes_are_asked_for_as_many_texts_as_can_be_among_the_hits(mesh):

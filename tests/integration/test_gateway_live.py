@@ -11,6 +11,8 @@ import httpx
 import pytest
 from live_mesh import LiveMesh, health_of, until_reborn
 
+from mesh.errors import InvalidError
+
 COLLECTION = "shop.Item"
 
 
@@ -154,6 +156,19 @@ async def test_bad_input(http, method, path, body, status, fields):  # noqa: PLR
     assert "Traceback" not in answer.text
     if fields:
         assert set(shown["errors"]) == set(fields)
+
+
+async def test_a_batch_of_too_many_documents_is_refused_whole(http, mesh):
+    many = [{"id": f"many{n}", "content": "one too many"} for n in range(1001)]
+    params = {"collection": COLLECTION, "documents": many}
+    answer = await http.post("/actions", json={"action": "index", "node": "shop", "params": params})
+    assert answer.status_code == 422, answer.text
+    assert list(answer.json()["errors"]) == ["params.documents"]
+    with pytest.raises(InvalidError) as refused:
+        await mesh.run_action("index", params, node="shop")
+    assert list(refused.value.fields) == ["params.documents"]
+    assert "1000" in str(refused.value)
+    assert "many0" not in await found(http, "one too many")
 
 
 async def test_tokens_that_are_none_bad_foreign_or_too_narrow(http, mesh, base):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 from search_world import ScriptedNode, SearchWorld, but_own, versions
@@ -115,7 +116,8 @@ async def test_an_answer_from_elsewhere_can_be_refused():
 @virtual
 async def test_a_cache_can_be_switched_off(off):
     async with SearchWorld(*two(), **off) as world:
-        await asyncio.gather(*(world.search() for _ in range(3)))
+        for _ in range(3):
+            assert not (await world.search()).cached
         assert world.asked == 6
         assert world.stats.max_bytes == 0
 
@@ -130,6 +132,23 @@ async def test_an_answer_is_good_for_its_time():
         assert (await world.search()).cached
         await asyncio.sleep(1)
         assert not (await world.search()).cached
+
+
+@virtual
+async def test_long_questions_take_no_more_room_than_is_counted():
+    async with SearchWorld(*two()) as world:
+        for number in range(3):
+            filters = {"kind": [f"{number}-{'x' * 50_000}-{n}" for n in range(5)]}
+            await world.search("late " * 800, filters=filters)
+        assert world.stats.entries == 3
+        assert held_bytes(world.client._cache._entries._entries) < world.stats.bytes
+
+
+def held_bytes(thing):
+    """Of a container, with all that is in it."""
+    inside = [*thing, *thing.values()] if isinstance(thing, dict) else thing
+    within = map(held_bytes, inside) if isinstance(thing, dict | tuple) else ()
+    return sys.getsizeof(thing) + sum(within)
 
 
 # -- what is never kept ----------------------------------------------------------------------------
@@ -221,6 +240,45 @@ async def test_who_wrote_is_never_given_what_was_before(told):
         await world.publish()
         await world.search()
         assert (await world.search()).cached
+
+
+@pytest.mark.parametrize("cache_mb", [64, 0])
+@virtual
+async def test_who_made_a_shard_finds_it(cache_mb):
+    a, b = two()
+    b.empty = True
+    async with SearchWorld(a, b, cache_mb=cache_mb) as world:
+        assert set(versions(await world.search())) == {"a"}
+        await world.write(b)
+        answer = await world.search()
+        assert (answer.cached, set(versions(answer))) == (False, {"a", "b"})
+        assert (await world.search()).cached is bool(cache_mb)
+
+
+@virtual
+async def test_until_a_new_shard_is_listed_nothing_is_given_from_the_cache():
+    a, b = two()
+    b.empty = True
+    async with SearchWorld(a, b) as world:
+        world.listed_after_s = 1.0
+        await world.search()
+        await world.write(b)
+        await world.search()
+        assert not (await world.search()).cached
+        await asyncio.sleep(1)
+        await world.search()
+        answer = await world.search()
+        assert (answer.cached, set(versions(answer))) == (True, {"a", "b"})
+
+
+@virtual
+async def test_on_several_nodes_one_write_is_heard_of_from_each():
+    a, b = two()
+    a.told = b.told = False
+    async with SearchWorld(a, b) as world:
+        await world.search()
+        await world.client.fan_out("reembed", {"collection": "notes"}, nodes=["a", "b"])
+        assert not (await world.search()).cached
 
 
 @virtual
@@ -323,10 +381,51 @@ async def test_an_answer_asked_for_before_a_cache_was_emptied_is_not_in_it():
         await asyncio.sleep(0.005)
         world.client.clear_cache()
         await late
+        assert world.stats.entries == 0
         assert not (await world.search()).cached
 
 
 # -- one flight ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["off", "just written", "no master", "broker was away"])
+@virtual
+async def test_a_hundred_at_once_are_one_scatter_where_nothing_is_kept(why):
+    one, other = ScriptedNode("a", shard="x"), ScriptedNode("b", shard="x")
+    async with SearchWorld(one, other, cache_mb=0 if why == "off" else 64) as world:
+        match why:
+            case "just written":
+                await world.tell(one)
+                await world.write(one)
+            case "no master":
+                await asyncio.sleep(20)
+            case "broker was away":
+                world.broker.stop()
+                world.broker.start()
+                await asyncio.sleep(0.01)
+        answers = await asyncio.gather(*(world.search() for _ in range(100)))
+        assert world.asked == 1
+        assert len({answer.id for answer in answers}) == 100
+        assert not (await world.search()).cached
+
+
+@virtual
+async def test_who_wrote_joins_nobody_also_where_nothing_is_kept():
+    a, b = two()
+    async with SearchWorld(a, b, cache_mb=0) as world:
+        early = asyncio.create_task(world.search())
+        await asyncio.sleep(0.005)
+        await world.write(b)
+        assert versions(await world.search()) == {"a": 1, "b": 2}
+        await early
+        assert world.asked == 4
+
+
+@virtual
+async def test_who_asks_functions_asks_alone():
+    async with SearchWorld(ScriptedNode("a"), ScriptedNode("b", version=0)) as world:
+        await asyncio.gather(*(world.search() for _ in range(3)))
+        assert world.asked == 6
 
 
 @virtual

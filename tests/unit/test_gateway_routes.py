@@ -22,6 +22,7 @@ from mesh.errors import (
     MeshError,
     NotFoundError,
     OverloadedError,
+    UnavailableError,
     UnreadableReplyError,
 )
 from mesh.types import ActionState, BreakerState
@@ -479,6 +480,23 @@ async def test_an_open_breaker_says_how_long_in_head_and_body(client, retry_afte
     assert answer.json()["kind"] == "circuit_open"
     assert answer.headers["retry-after"] == str(seconds)
     assert answer.json()["retry_after_s"] == seconds
+
+
+async def test_a_search_without_enough_shards_says_how_each_fared(client):
+    silent = messages.ShardReport(
+        collection="kb", shard="b", node="b", status="timed_out", reason="no answer in time"
+    )
+    error = UnavailableError("1 of 2 shards answered, all required")
+    error.shards = messages.Shards(
+        total=2, ok=1, failed=0, skipped=0, timed_out=1, details=[silent]
+    )
+    client.mesh.error = error
+    answer = await client.ask("POST", "/search", {"query": "x", "options": {"require": "all"}})
+    assert answer.status == 503
+    assert answer.json()["shards"]["timed_out"] == 1
+    assert answer.json()["shards"]["details"][0]["reason"] == "no answer in time"
+    client.mesh.error = UnavailableError("away")
+    assert "shards" not in (await client.ask("POST", "/search", {"query": "x"})).json()
 
 
 async def test_an_error_that_says_nothing_of_trying_again_has_no_such_field(client):

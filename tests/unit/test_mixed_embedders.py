@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -80,7 +82,7 @@ TEXTS = [QUERY, "late customer", "an invoice came late", "of the", "parcel", "cu
 async def test_texts_of_others_are_embedded_and_ours_are_as_they_came():
     parts = [part("a", HASH.id, "x", cosine=0.4), part("b", "other", *TEXTS, cosine=0.99)]
     common = CommonEmbedder(lambda: HASH, Clock())
-    judged, why = await compared(common, request(), parts, 10.0)
+    judged, why, _ = await compared(common, request(), parts, 10.0)
     assert why == ""
     found = cosines(judged)
     assert found["a0"] == (0.4, True)
@@ -105,14 +107,14 @@ async def test_a_text_that_did_not_come_along_is_estimated():
     candidates.append(Candidate(id="long", cosine=0.21, vector_hit=True, hash="long"))
     shard = msgspec.structs.replace(shard, candidates=candidates)
     parts = [msgspec.structs.replace(half[0], shards=[shard]), half[1]]
-    judged, why = await compared(CommonEmbedder(lambda: HASH, Clock()), request(), parts, 10.0)
+    judged, why, _ = await compared(CommonEmbedder(lambda: HASH, Clock()), request(), parts, 10.0)
     assert why == ""
     assert cosines(judged)["long"] == (pytest.approx(0.42, abs=1e-6), True)
 
 
 async def test_without_enough_texts_cosines_are_scaled_and_it_is_said():
     parts = [part("a", HASH.id, "x"), part("b", "other", None, None)]
-    judged, why = await compared(CommonEmbedder(lambda: HASH, Clock()), request(), parts, 10.0)
+    judged, why, _ = await compared(CommonEmbedder(lambda: HASH, Clock()), request(), parts, 10.0)
     assert judged == parts
     assert "too few texts" in why
 
@@ -123,12 +125,12 @@ async def test_an_explicit_threshold_is_one_of_the_callers_embedder():
         part("b", "other", *TEXTS, cosine=0.9),
     ]
     common = CommonEmbedder(lambda: HASH, Clock())
-    judged, _ = await compared(common, request(threshold=0.5), parts, 10.0)
+    judged, _, _ = await compared(common, request(threshold=0.5), parts, 10.0)
     found = cosines(judged)
     assert not found["a0"][1]
     hits = {name for name, (cosine, hit) in found.items() if hit}
     assert hits == {name for name, (cosine, _) in found.items() if cosine >= 0.5}
-    scaled, why = await compared(None, request(threshold=0.5), parts, 10.0)
+    scaled, why, _ = await compared(None, request(threshold=0.5), parts, 10.0)
     assert "no embedder" in why
     assert {name for name, (_, hit) in cosines(scaled).items() if hit} == {
         f"b{number}" for number in range(6)
@@ -148,51 +150,79 @@ async def test_an_embedder_that_cannot_be_loaded_is_said_and_tried_again_later()
     parts = [part("a", HASH.id, "x"), part("b", "other", *TEXTS)]
     for now, expected in [(0.0, "no model here"), (30.0, "no model here"), (61.0, "")]:
         clock.now = now
-        _, why = await compared(common, request(), parts, now + 10)
+        _, why, _ = await compared(common, request(), parts, now + 10)
         assert expected in why
         assert bool(why) == bool(expected)
     assert len(tries) == 2
 
 
-async def test_what_is_still_loading_is_not_waited_for_beyond_the_deadline():
-    go_on = asyncio.Event()
-    loop = asyncio.get_running_loop()
+class Slow:
+    """Takes its time for each chunk of texts."""
+
+    id, dim, default_threshold = HASH.id, HASH.dim, HASH.default_threshold
+
+    def __init__(self, takes_s=0.2):
+        self.takes_s = takes_s
+
+    def embed_query(self, text):
+        return HASH.embed_query(text)
+
+    def embed_documents(self, texts):
+        threading.Event().wait(self.takes_s)
+        return HASH.embed_documents(texts)
+
+
+async def test_what_is_still_loading_is_not_waited_for():
+    """Neither does it take the threads of others."""
+    loop, go_on = asyncio.get_running_loop(), threading.Event()
 
     def load():
-        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result()
+        go_on.wait(30)
         return HASH
 
-    class Real(Clock):
-        def monotonic(self):
-            return loop.time()
-
-    common = CommonEmbedder(load, Real())
+    common = CommonEmbedder(load, SystemClock())
     parts = [part("a", HASH.id, "x"), part("b", "other", *TEXTS)]
-    judged, why = await compared(common, request(), parts, loop.time() + 0.05)
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    began = loop.time()
+    judged, why, _ = await compared(common, request(), parts, began + 20)
+    await asyncio.to_thread(HASH.embed_query, QUERY)
+    assert loop.time() - began < 5
     assert "still being loaded" in why
     assert judged == parts
     go_on.set()
-    assert (await compared(common, request(), parts, loop.time() + 30))[1] == ""
+    async with asyncio.timeout(30):
+        while why:
+            _, why, _ = await compared(common, request(), parts, loop.time() + 30)
+
+
+async def test_who_has_an_embedder_loads_none_however_often_it_is_too_slow():
+    clock, loads = Clock(), []
+
+    def load():
+        loads.append(clock.now)
+        return Slow(0.1)
+
+    common = CommonEmbedder(load, clock)
+    parts = [part("a", HASH.id, "x"), part("b", "other", *TEXTS)]
+    await common.compare(QUERY, [], 10.0)
+    for clock.now in (100.0, 200.0, 300.0):
+        _, why, _ = await compared(common, request(), parts, clock.now + 0.02)
+        assert "took too long" in why
+    assert len(loads) == 1
 
 
 async def test_time_that_is_over_leaves_what_was_not_embedded():
-    """The clock stands still until the first chunk is done."""
-    clock = Clock()
-
-    class Slow:
-        id, dim, default_threshold = HASH.id, HASH.dim, HASH.default_threshold
-
-        def embed_query(self, text):
-            return HASH.embed_query(text)
-
-        def embed_documents(self, texts):
-            clock.now = 11.0
-            return HASH.embed_documents(texts)
-
+    """And what was embedded is there in time."""
+    clock = SystemClock()
     common = CommonEmbedder(Slow, clock)
-    texts = [f"late invoice {number}" for number in range(64)]
-    judged = await common.compare(QUERY, texts, 10.0)
-    assert [cosine is None for cosine in judged.cosines] == [False] * 32 + [True] * 32
+    await common.compare(QUERY, [], clock.monotonic() + 30)
+    texts = [f"late invoice {number}" for number in range(32 * 10)]
+    judged = await common.compare(QUERY, texts, clock.monotonic() + 1.15)
+    missing = [cosine is None for cosine in judged.cosines]
+    assert missing[:32] == [False] * 32
+    assert missing[-32:] == [True] * 32
+    assert judged.hurried
+    await common.compare(QUERY, texts[:32], clock.monotonic() + 1.15)
 
 
 async def test_a_text_is_embedded_once():
@@ -226,13 +256,27 @@ def test_an_estimate_takes_some_to_learn_from():
 # -- through a client ------------------------------------------------------------------------------
 
 
-def world(embedder):
-    made = SearchWorld(ScriptedNode("a", fingerprint=HASH.id), ScriptedNode("b", fingerprint="o"))
+def world(embedder, *nodes):
+    made = SearchWorld(
+        *(nodes or (ScriptedNode("a", fingerprint=HASH.id), ScriptedNode("b", fingerprint="o")))
+    )
     made.clock = SystemClock()  # the loop's is no thread's
     made.client = MeshClient(made.bus, made.client._config, made.clock, embedder=embedder)
     for node in made.nodes.values():
         node.after_s = 0.001
     return made
+
+
+def finds(node, *texts):
+    """From now on."""
+    found = node.found()
+    shard = found.shards[0]
+    made = [
+        msgspec.structs.replace(shard.candidates[0], id=f"{node.slug}{n}", content=text, hash="")
+        for n, text in enumerate(texts)
+    ]
+    found = msgspec.structs.replace(found, shards=[msgspec.structs.replace(shard, candidates=made)])
+    node.found = lambda: found
 
 
 def broken():
@@ -253,19 +297,51 @@ async def test_an_answer_says_where_cosines_were_only_scaled_and_is_not_kept():
 async def test_an_answer_compared_by_one_embedder_says_nothing_and_is_kept():
     async with world(lambda: HASH) as mixed:
         for node in mixed.nodes.values():
-            found = node.found()
-            shard = found.shards[0]
-            made = [
-                msgspec.structs.replace(shard.candidates[0], id=f"{node.slug}{n}", content=text)
-                for n, text in enumerate(TEXTS)
-            ]
-            shard = msgspec.structs.replace(shard, candidates=made)
-            node.found = lambda found=found, shard=shard: msgspec.structs.replace(
-                found, shards=[shard]
-            )
+            finds(node, *TEXTS)
         answer = await mixed.search(timeout_ms=30_000)
         assert {report.reason for report in answer.shards.details} == {""}
         assert (await mixed.search(timeout_ms=30_000)).cached
+
+
+async def test_one_that_hangs_leaves_time_to_compare_the_others():
+    nodes = [ScriptedNode("a", fingerprint=HASH.id), ScriptedNode("b", fingerprint="o")]
+    nodes.append(ScriptedNode("c", fingerprint="o"))
+    async with world(lambda: HASH, *nodes) as mixed:
+        for node in nodes:
+            finds(node, *TEXTS)
+        await mixed.search(timeout_ms=30_000)
+        nodes[2].hung = True
+        answer = await mixed.search("late invoice", timeout_ms=1_000)
+        reasons = {report.node: report.reason for report in answer.shards.details}
+        assert reasons == {"a": "", "b": "", "c": "no answer in time"}
+
+
+async def test_an_answer_of_estimates_for_want_of_time_is_not_kept():
+    """The next one may have more of it."""
+    async with world(lambda: Slow(0.2)) as mixed:
+        finds(mixed.nodes["a"], *TEXTS)
+        finds(mixed.nodes["b"], *(f"late invoice {number}" for number in range(320)))
+        await mixed.client._common.compare(QUERY, [], mixed.clock.monotonic() + 30)
+        answer = await mixed.search(timeout_ms=1_150)
+        assert {report.reason for report in answer.shards.details} == {""}
+        assert not (await mixed.search(timeout_ms=30_000)).cached
+        assert (await mixed.search(timeout_ms=1_150)).cached
+
+
+async def test_who_answers_by_words_alone_says_so_where_others_are_scaled():
+    async with world(broken) as mixed:
+        finds(mixed.nodes["a"], *TEXTS)
+        finds(mixed.nodes["b"], *TEXTS)
+        third = ScriptedNode("c", fingerprint="o")
+        found = third.found()
+        shard = msgspec.structs.replace(found.shards[0], no_vectors="its embedder is away")
+        third.found = lambda: msgspec.structs.replace(found, shards=[shard])
+        mixed.nodes["c"] = third
+        await mixed.publish()
+        answer = await mixed.search()
+        reasons = {report.node: report.reason for report in answer.shards.details}
+        assert reasons["c"] == "its embedder is away"
+        assert "no model here" in reasons["a"]
 
 
 async def test_nodes_are_asked_without_a_threshold_where_their_embedders_differ():

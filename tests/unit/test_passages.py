@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.core import passages
 from mesh.core.near_duplicates import repeats
 from mesh.core.passages import pack
-from mesh.core.splitting import PASSAGE_TOKENS, split
+from mesh.core.splitting import PASSAGE_TOKENS, sentences, split
 from mesh.core.text import terms
 from mesh.core.tokens import tokens
 from mesh.wire.messages import Hit
 
+MOST_CHARS_A_TOKEN = 17
+"""A run of sixteen blanks of one kind, and one of another."""
 LONG = "".join(
     f"Sentence {n} tells of topic{n} and little else, at some length. " for n in range(90)
 )
@@ -54,6 +58,11 @@ def texts(packed):
         ("\N{GRINNING FACE}", 3),
         ("x" * 100, 34),
         ("\ud800", 2),
+        ("a" + " " * 32 + "b", 4),
+        ("\t" * 33, 3),
+        ("\r\r", 2),
+        ("\xa0", 1),
+        ("\u3000\u3000", 4),
     ],
 )
 def test_the_estimate_of_tokens(text, expected):
@@ -98,6 +107,26 @@ def test_an_abbreviation_ends_no_sentence():
     text = ("word " * 100) + "e.g. " + ("more " * 60) + "End here. Next one."
     first, *_ = split(text)
     assert not text[slice(*first)].endswith("e.g.")
+
+
+@pytest.mark.parametrize("run", ["\n", ".", " \n", ". ", ".\n", "\n.", ".)", "1", "\n1", "\u3002 "])
+@pytest.mark.parametrize("end", ["x", "- x", ""])
+def test_splitting_takes_time_in_proportion_to_the_text(run, end):
+    """A step for every pair of characters would take sixty-four times as long for eight times as
+    much: seconds, where this takes milliseconds.
+    """
+
+    def took_s(times):
+        text = "hello world" + run * times + end
+        began = time.process_time()
+        places = split(text)
+        for place in places:
+            list(sentences(text, *place))
+        return time.process_time() - began
+
+    few = min(took_s(1_000) for _ in range(3))
+    many = min(took_s(8_000) for _ in range(2))
+    assert many < 24 * few + 0.05
 
 
 # -- choosing --------------------------------------------------------------------------------------
@@ -155,6 +184,13 @@ def test_one_endless_sentence_is_cut_at_a_word():
     (only,) = packed.passages
     assert set(only.text.split()) == {"word"}
     assert 80 <= packed.tokens <= 100
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\r", "\xa0", "\u3000", "\x0b", "\u2028"])
+def test_blanks_are_not_for_nothing(blank):
+    packed = pack("alpha", [hit(f"alpha{blank * 300_000}beta")], budget=100, most=10)
+    assert packed.passages
+    assert len(packed.prompt) <= MOST_CHARS_A_TOKEN * 100
 
 
 def test_a_title_that_the_text_begins_with_is_not_there_twice():
@@ -222,6 +258,43 @@ def test_no_more_passages_than_wanted():
     assert not pack("thing", hits, budget=1000, most=5).truncated
 
 
+def test_one_that_does_not_fit_makes_room_for_the_next():
+    tall = hit(
+        "Invoices are late.", name="a", title="t " * 60, url="https://x.example/" + "1" * 290
+    )
+    short = hit("Paid in time.", name="b", score=0.5)
+    for most in (10, 1):
+        packed = pack("late", [tall, short], budget=100, most=most)
+        assert [passage.source.id for passage in packed.passages] == ["b"]
+        assert packed.truncated
+
+
+def test_documents_of_two_nodes_that_share_an_id_are_two():
+    hits = [hit("Invoices are late."), hit("Cats sleep at noon.", node="pets", score=0.5)]
+    packed = pack("late", hits, budget=200, most=10)
+    assert [passage.source.node for passage in packed.passages] == ["docs", "pets"]
+
+
+def test_only_so_much_text_is_looked_at(monkeypatch):
+    """Of a long one what the short ones leave, up to a word, and it is said."""
+    seen = []
+
+    def watched(text, start=0):
+        seen.append(len(text))
+        return split(text, start)
+
+    monkeypatch.setattr(passages, "split", watched)
+    short = [hit("Invoices are late.", name=str(n)) for n in range(10)]
+    long = [hit("late again " * 100_000, name=f"long{n}") for n in range(2)]
+    packed = pack("late", [*short, *long], budget=200, most=5)
+    assert packed.truncated
+    assert sum(seen) <= 512 * 1024
+    assert min(seen[-2:]) > 255 * 1024
+    for blanks in ("x" * 1_000_000, " " * 1_000_000 + "x"):
+        assert pack("late", [hit(blanks)], budget=200, most=5).truncated
+    assert not pack("late", short, budget=200, most=20).truncated
+
+
 def test_nothing_found_is_an_empty_prompt():
     assert pack("q", [], budget=100, most=5) == ([], "", 0, False)
     assert pack("q", [hit(""), hit("...", name="b")], budget=100, most=5) == ([], "", 0, False)
@@ -254,6 +327,10 @@ WORDS = st.sampled_from(
         "\n\n",
         "\n",
         "-",
+        " " * 70,
+        "\t" * 500,
+        "\xa0" * 70,
+        "\u3000\r",
         "x.",
         "日本。",
         "1",
@@ -280,6 +357,7 @@ def test_the_budget_holds_sources_are_whole_and_nothing_is_there_twice(hits, bud
     packed = pack("late invoice", hits, budget=budget, most=most)
 
     assert tokens(packed.prompt) == packed.tokens <= budget
+    assert len(packed.prompt) <= MOST_CHARS_A_TOKEN * budget
     assert len(packed.passages) <= most
     assert packed == pack("late invoice", hits, budget=budget, most=most)
     assert bool(packed.passages) == bool(packed.prompt)

@@ -6,6 +6,8 @@ import threading
 
 import msgspec
 import pytest
+from search_world import ScriptedNode, SearchWorld
+from virtual_time import virtual
 
 from mesh.core import passages
 from mesh.core.route_table import RouteTable
@@ -72,6 +74,9 @@ class Client(RagApi):
         self.routes = RouteTable(epoch=1, version=1, nodes=nodes)
         self.asked = []
         self.answer = answer or found("Invoices are late.")
+
+    async def _learn_names(self, options):
+        pass
 
     async def search(self, query, **options):
         self.asked.append({"query": query, **options})
@@ -202,3 +207,21 @@ async def test_much_text_is_split_beside_the_loop(monkeypatch):
     await Client(node("docs", "kb")).rag("late")
     await Client(node("docs", "kb"), answer=found("Late. " * 20_000)).rag("late")
     assert [thread is threading.main_thread() for thread in threads] == [True, False]
+
+
+@virtual
+async def test_a_collection_that_is_newer_than_the_table_is_found():
+    """Also where other nodes do not offer rag: whom to ask is told by the newest table."""
+    silent = ScriptedNode("silent", capabilities=["search"])
+    offering = ScriptedNode("offering", capabilities=["search", "rag"])
+    silent.empty = offering.empty = True
+    async with SearchWorld(silent, offering) as world:
+        world.nodes["new"] = ScriptedNode("new", capabilities=["search", "rag"])
+        answer = await world.client.rag("version", collections=["notes"])
+        assert [passage.source.node for passage in answer.passages] == ["new"]
+
+
+@virtual
+async def test_passages_of_an_answer_that_was_kept_say_so():
+    async with SearchWorld(ScriptedNode("docs", capabilities=["search", "rag"])) as world:
+        assert [(await world.client.rag("version")).cached for _ in range(2)] == [False, True]

@@ -10,7 +10,7 @@ from mesh.core.result_cache import OVERHEAD_BYTES, ResultCache
 
 MAX_BYTES, TTL_S = 8 * (OVERHEAD_BYTES + 64), 60.0
 LARGEST = 64
-KEYS = st.integers(0, 12)
+KEYS = st.integers(0, 12).map(lambda number: bytes([number]))
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -20,7 +20,7 @@ class CacheMachine(RuleBasedStateMachine):
         super().__init__()
         self.cache = ResultCache(MAX_BYTES, TTL_S)
         self.now = 0.0
-        self.model: dict[int, tuple[bytes, float]] = {}
+        self.model: dict[bytes, tuple[bytes, float]] = {}
         """Least recently used first."""
         self.hits = self.misses = self.evictions = 0
 
@@ -29,7 +29,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.now += seconds
 
     @rule(key=KEYS, size=st.integers(0, LARGEST + 1))
-    def put(self, key: int, size: int) -> None:
+    def put(self, key: bytes, size: int) -> None:
         answer = bytes(size)
         assert self.cache.put(key, answer, self.now) == (size <= LARGEST)
         if size > LARGEST:
@@ -41,7 +41,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.evictions += self.model.pop(oldest)[1] > self.now
 
     @rule(key=KEYS)
-    def get(self, key: int) -> None:
+    def get(self, key: bytes) -> None:
         answer, until = self.model.get(key, (None, 0.0))
         if answer is None or self.now >= until:
             self.model.pop(key, None)
@@ -74,5 +74,5 @@ TestResultCache = CacheMachine.TestCase
 
 def test_without_room_or_time_nothing_is_kept():
     for cache in (ResultCache(0, 60), ResultCache(MAX_BYTES, 0)):
-        assert not cache.put("a", b"", 0)
-        assert cache.get("a", 0) is None
+        assert not cache.put(b"a", b"", 0)
+        assert cache.get(b"a", 0) is None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from search_world import ScriptedNode, SearchWorld
 from virtual_time import virtual
+
+from mesh.errors import UnavailableError
 
 LATEST_S = 0.55
 """For half a second."""
@@ -48,6 +51,40 @@ async def test_texts_that_do_not_come_are_not_waited_for(hung):
         assert (lost.node, lost.reason) == ("n1", "its text did not come in time")
         contents = {hit.node: hit.content for hit in answer.results}
         assert (contents["n1"], contents["n2"]) == ("", "version 1")
+
+
+@virtual
+async def test_texts_that_do_not_fit_into_one_message_come_in_several():
+    node = ScriptedNode("a")
+    found = node.found()
+    (shard,) = found.shards
+    candidates = [
+        msgspec.structs.replace(shard.candidates[0], id=str(n), hash=str(n), content=None)
+        for n in range(10)
+    ]
+    shard = msgspec.structs.replace(shard, candidates=candidates)
+    node.found = lambda: msgspec.structs.replace(found, shards=[shard])
+    for node.most_texts, fetches in ((10, 1), (3, 7), (1, 19)):
+        async with SearchWorld(node) as world:
+            answer = await world.search()
+            assert [hit.content for hit in answer.results] == ["version 1"] * 10
+            assert not answer.partial
+            assert node.fetches == fetches
+            node.fetches = 0
+    node.most_texts = 0
+    async with SearchWorld(node) as world:
+        assert (await world.search()).partial
+
+
+@virtual
+async def test_a_shard_whose_texts_are_lost_is_not_one_that_was_required():
+    nodes = eight()
+    nodes[1].long = nodes[1].mute = True
+    async with SearchWorld(*nodes) as world:
+        with pytest.raises(UnavailableError, match="7 of 8 shards answered, all required") as found:
+            await world.search(timeout_ms=500, require="all")
+        assert (found.value.shards.ok, found.value.shards.failed) == (7, 1)
+        assert (await world.search(timeout_ms=500, require="quorum")).partial
 
 
 @pytest.mark.parametrize("number", [1, 8])

@@ -71,7 +71,7 @@ class RagResult(Wire, frozen=True, kw_only=True, omit_defaults=False):
     """Of the prompt, estimated; never more than `budget`."""
     budget: int
     truncated: bool
-    """There was more than the budget, or the number of passages, let in."""
+    """There was more than the budget, or the number of passages, let in, or than was looked at."""
     documents: int
     """That the search found."""
     duration_ms: float
@@ -80,3 +80,5 @@ class RagResult(Wire, frozen=True, kw_only=True, omit_defaults=False):
     shards: Shards
     id: str = ""
     """Of the search: what `meshctl explain` takes."""
+    cached: bool = False
+    """What the search found was asked for before, and nothing has been written since."""
