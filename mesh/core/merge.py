@@ -185,7 +185,8 @@ def _legs(
             for found in shard.candidates:
                 if wants_near and found.vector_hit and (cosine := found.cosine) is not None:
                     near.append((cosine, found, place))
-                    top = max(top, cosine)
+                    if cosine > top:  # noqa: PLR1730 (a call costs more)
+                        top = cosine
                 if wants_text and found.text_hit:
                     score = score_of(found.tf, weights, found.length, mean)
                     if score > 0:  # else its node takes text apart in another way

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def _pooled(embedding: npt.NDArray[np.float32], ids: Sequence[int]) -> npt.NDArr
     total = np.zeros(embedding.shape[1], dtype=np.float64)
     for start in range(0, len(ids), _SLICE_TOKENS):
         total += embedding[ids[start : start + _SLICE_TOKENS]].sum(axis=0, dtype=np.float64)
-    length = float(np.linalg.norm(total))
+    length = math.sqrt(total @ total)
     return (total / length if length > 0 else total).astype(np.float32)
 
 
