@@ -277,12 +277,6 @@ async def run_under_fire(mesh: SagaMesh, count: int, kills: int, within_s: float
 
 
 @pytest.mark.chaos
-@pytest.mark.alone
-async def test_sagas_survive_the_death_of_the_leading_master_at_random(mesh):
-    await run_under_fire(mesh, count=200, kills=2, within_s=120)
-
-
-@pytest.mark.chaos
 @pytest.mark.long
 @pytest.mark.alone
 @pytest.mark.timeout(1800)

@@ -19,7 +19,6 @@ from live_mesh import LiveMesh, health_of
 from mesh import MeshClient
 from mesh.wire import subjects
 
-pytestmark = pytest.mark.alone
 EXAMPLES = 60
 AT_ONCE = 25
 GROWTH_BYTES = 40 * 1024 * 1024

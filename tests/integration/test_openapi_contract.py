@@ -90,7 +90,6 @@ def findings(printed: str) -> str:
     return printed[-8000:]
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_answers_are_as_described(live):
     fuzz(live, FEW)

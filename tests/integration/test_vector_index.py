@@ -72,17 +72,13 @@ async def indexed(store):
             await asyncio.sleep(0.05)
 
 
-def nearest(seed, numbers):
-    vectors = EMBEDDER.embed_documents([f"text {n}" for n in numbers])
-    best = np.argsort(-(vectors @ EMBEDDER.embed_query(f"query {seed}")))[:DEPTH]
-    return {f"d{numbers[place]}" for place in best}
-
-
 async def recall(store, numbers, **filters):
-    shares = [
-        len(nearest(seed, numbers) & set(await found(store, seed, **filters))) / DEPTH
-        for seed in range(100_000, 100_040)
-    ]
+    vectors = EMBEDDER.embed_documents([f"text {n}" for n in numbers])
+    shares = []
+    for seed in range(100_000, 100_040):
+        best = np.argsort(-(vectors @ EMBEDDER.embed_query(f"query {seed}")))[:DEPTH]
+        nearest = {f"d{numbers[place]}" for place in best}
+        shares.append(len(nearest & set(await found(store, seed, **filters))) / DEPTH)
     return sum(shares) / len(shares)
 
 
