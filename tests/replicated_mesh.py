@@ -191,7 +191,9 @@ class Load:
         self.calls.append(Call(kind, began, time.monotonic() - began, error))
 
     async def _search(self):
-        answer = await self.client.search("late invoice", collections=[self.collection])
+        answer = await self.client.search(
+            "late invoice", collections=[self.collection], cache=False
+        )
         if answer.partial:
             missing = [report for report in answer.shards.details if report.status != "ok"]
             raise MeshError(f"a partial answer: {missing}")

@@ -27,7 +27,7 @@ SETTINGS = {
     "MESH_GATEWAY__REUSE_PORT": "true",
     "MESH_GATEWAY__ACCESS_LOG": "false",  # Moleculer's gateway does not log either
 }
-BODY = b'{"query":"hello world this is a query","limit":10}'
+BODY = b'{"query":"hello world this is a query","limit":10,"options":{"cache":false}}'
 
 
 class Load(NamedTuple):

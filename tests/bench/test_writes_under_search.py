@@ -28,7 +28,8 @@ async def searched(client, queries, stop: asyncio.Event, at_least: int) -> list[
     took: list[float] = []
     while not stop.is_set() or len(took) < at_least:
         began = time.perf_counter()
-        answer = await client.search(queries[len(took) % len(queries)], timeout_ms=10_000)
+        query = queries[len(took) % len(queries)]
+        answer = await client.search(query, timeout_ms=10_000, cache=False)
         took.append((time.perf_counter() - began) * 1000)
         assert not answer.partial
         assert answer.results

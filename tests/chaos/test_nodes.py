@@ -39,7 +39,7 @@ async def until_verdict(client, slug, wanted, *, since, within_s):
 async def warm_up(client):
     """The first searches load what later ones find loaded."""
     for _ in range(5):
-        answer = await client.search("late invoice", timeout_ms=5000)
+        answer = await client.search("late invoice", timeout_ms=5000, cache=False)
         assert not answer.partial
 
 
@@ -53,7 +53,7 @@ async def searches_while(client, condition, *, missing):
     took = []
     while not condition.done():
         began = time.monotonic()
-        answer = await client.search("late invoice", limit=5)
+        answer = await client.search("late invoice", limit=5, cache=False)
         duration = time.monotonic() - began
         assert duration < 4.0, "a search hung"
         if answer.partial:
@@ -90,7 +90,7 @@ async def test_node_that_is_gone_is_unreachable_within_4_s_and_comes_back(live, 
         os.kill(alpha.pid, signal.SIGCONT)
     await until_health(client, "alpha", "healthy", within_s=60)
     async with asyncio.timeout(20):
-        while (await client.search("late invoice", timeout_ms=5000)).partial:
+        while (await client.search("late invoice", timeout_ms=5000, cache=False)).partial:
             await asyncio.sleep(0.05)
 
 
@@ -187,7 +187,7 @@ async def test_master_killed_costs_no_search_and_comes_back_complete(live, clien
     await warm_up(client)
     os.kill(live.pid("master"), signal.SIGKILL)
     for _ in range(50):
-        answer = await client.search("late invoice", timeout_ms=5000)
+        answer = await client.search("late invoice", timeout_ms=5000, cache=False)
         assert not answer.partial
         await asyncio.sleep(0.02)
     for name in live.nodes:

@@ -43,7 +43,7 @@ def live(tmp_path_factory):
 async def client(live):
     async with live.connect() as opened:
         for _ in range(10):  # the first ones load what later ones find loaded
-            await opened.search("late invoice", timeout_ms=5000)
+            await opened.search("late invoice", timeout_ms=5000, cache=False)
         yield opened
 
 
@@ -232,7 +232,7 @@ async def test_broker_that_is_restarted_is_no_mass_death(live, client):
     async with asyncio.timeout(30):
         while True:
             try:
-                if not (await client.search("late invoice", timeout_ms=1000)).partial:
+                if not (await client.search("late invoice", timeout_ms=1000, cache=False)).partial:
                     break
             except MeshError:
                 await asyncio.sleep(0.02)

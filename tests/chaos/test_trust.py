@@ -46,7 +46,7 @@ async def searching(client, stop: asyncio.Event) -> tuple[int, int]:
     good = bad = 0
     while not stop.is_set():
         try:
-            answer = await client.search("anything")
+            answer = await client.search("anything", cache=False)
         except mesh.errors.MeshError:
             bad += 1
         else:
