@@ -174,10 +174,7 @@ class ExecutorMachine(RuleBasedStateMachine):
             assert known is None or known[0] != (name, value)
             return
         except UnavailableError as error:
-            if "nothing was run" in str(error):
-                self.refused.add(action_id)
-            else:
-                assert "disk is full" in str(error)
+            self.turned_away(action_id, error)
             return
         outcome = self.outcome_of(reply)
         if action_id in self.forestalled:
@@ -193,6 +190,12 @@ class ExecutorMachine(RuleBasedStateMachine):
             assert known[1] == outcome, "the same id answered differently"
         self.answers[action_id] = ((name, value), outcome)
         assert self.stream.outcomes(action_id), "answered without an outcome in history"
+
+    def turned_away(self, action_id, error):
+        if "nothing was run" in str(error):
+            self.refused.add(action_id)
+        else:
+            assert "disk is full" in str(error)
 
     @rule(action_id=IDS, name=NAMES, value=st.integers(0, 1), stop_at=st.integers(0, 14))
     def submit_and_cancel(self, action_id, name, value, stop_at):
@@ -212,6 +215,9 @@ class ExecutorMachine(RuleBasedStateMachine):
         submitted, cancelled = self.loop.run_until_complete(both())
         if not self.process.alive:
             self.restart()
+            return
+        if isinstance(submitted, UnavailableError):  # the history is there, and not yet believed
+            self.turned_away(action_id, submitted)
             return
         if isinstance(submitted, BaseException):
             assert isinstance(submitted, (ConflictError, asyncio.CancelledError)), submitted
