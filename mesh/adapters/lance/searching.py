@@ -59,9 +59,8 @@ class Searcher:
         found: list[ShardHits | None] = []
         later: dict[int, tuple[Collection, tuple[Condition, ...] | None]] = {}
         for place, (collection, chosen) in enumerate(zip(asked, conditions, strict=True)):
-            if place:
-                await asyncio.sleep(0)  # whatever else the loop has to do comes in between
             found.append(_search_at_once(collection, prepared, chosen))
+            await asyncio.sleep(0)  # whatever else the loop has to do comes in between
             if found[-1] is None:
                 later[place] = (collection, chosen)
         try:
