@@ -60,10 +60,10 @@ _LIMITS = {
     "maximum": "must be at most {limit}",
     "exclusiveMinimum": "must be more than {limit}",
     "exclusiveMaximum": "must be less than {limit}",
-    "minLength": "must have at least {limit} entries",
+    "minLength": "must have at least {limit} characters",
     "minItems": "must have at least {limit} entries",
     "minProperties": "must have at least {limit} entries",
-    "maxLength": "must have at most {limit} entries",
+    "maxLength": "must have at most {limit} characters",
     "maxItems": "must have at most {limit} entries",
     "maxProperties": "must have at most {limit} entries",
 }

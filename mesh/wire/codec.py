@@ -85,6 +85,7 @@ def invalid(error: msgspec.ValidationError) -> InvalidError:
 
 _WORDS = [
     (re.compile(r"Expected `str` of length >= 1$"), "must not be empty"),
+    (re.compile(r"Expected `str` of length (>=|<=) (\d+)$"), "must have {0} {1} characters"),
     (re.compile(r"Expected `\w+` of length (>=|<=) (\d+)$"), "must have {0} {1} entries"),
     (re.compile(r"Expected `\w+` (>=|<=|>|<) (\S+)$"), "must be {0} {1}"),
     (

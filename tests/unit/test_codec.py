@@ -11,6 +11,7 @@ from mesh.wire import codec
 from mesh.wire.messages import (
     ActionRequest,
     ErrorReply,
+    FetchRequest,
     Heartbeat,
     PingResult,
     Range,
@@ -117,6 +118,13 @@ def test_a_scope_that_cannot_be_is_told_which_there_are():
         codec.decode(b'{"name": "app", "scopes": ["everything"]}', UserCreate)
     with pytest.raises(InvalidError, match="must be a name"):
         codec.decode(b'{"name": "a b", "scopes": ["search"]}', UserCreate)
+
+
+def test_a_text_has_characters_and_a_list_entries():
+    with pytest.raises(InvalidError, match=r"query: must have at most 4096 characters"):
+        codec.decode(b'{"query": "%b"}' % (b"q" * 4097), SearchRequest)
+    with pytest.raises(InvalidError, match=r"ids: must have at most \d+ entries"):
+        codec.decode(b'{"collection": "c", "ids": [%b"x"]}' % (b'"x",' * 100_000), FetchRequest)
 
 
 def test_who_hears_of_a_failed_attempt_knows_which_it_was():
