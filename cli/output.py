@@ -69,6 +69,11 @@ def printable(text: str) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def plain(value: Any) -> Any:
     """Messages as built-in types with every field present, so that JSON keeps its shape."""
     import msgspec

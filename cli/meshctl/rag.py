@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,18 @@ from cli import connection
 from cli.meshctl import session
 from cli.meshctl.arguments import filters
 from cli.meshctl.search import missing, query_words
-from cli.output import Output, printable
+from cli.meshctl.search_options import (
+    Collections,
+    Filters,
+    Mode,
+    NoCache,
+    Nodes,
+    Require,
+    Strategy,
+    Threshold,
+    TimeoutMs,
+)
+from cli.output import Output, counted, printable
 
 if TYPE_CHECKING:
     from mesh import MeshClient, messages
@@ -29,40 +40,19 @@ def rag(
     limit: Annotated[
         int, typer.Option(min=1, max=100, help="Most documents to take them from.")
     ] = 20,
-    collection: Annotated[
-        list[str] | None, typer.Option(help="Only in this collection; repeat it.")
-    ] = None,
-    mode: Annotated[
-        Literal["hybrid", "vector", "text"], typer.Option(help="By meaning, by words, or both.")
-    ] = "hybrid",
-    threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least cosine of a hit by meaning.")
-    ] = None,
-    node: Annotated[list[str] | None, typer.Option(help="Only on this node; repeat it.")] = None,
-    filter_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter",
-            metavar="COLUMN=VALUE",
-            help='Also column=a,b,c and column>=value (< <= >); "1" in quotes is text. Repeat it.',
-        ),
-    ] = None,
-    strategy: Annotated[
-        Literal["score", "round_robin"] | None, typer.Option(help="How nodes' results are merged.")
-    ] = None,
-    require: Annotated[
-        Literal["any", "quorum", "all"], typer.Option(help="How many shards must have answered.")
-    ] = "any",
-    timeout_ms: Annotated[
-        int | None, typer.Option(min=1, max=60_000, help="How long to wait for slow nodes.")
-    ] = None,
+    collection: Collections = None,
+    mode: Mode = "hybrid",
+    threshold: Threshold = None,
+    node: Nodes = None,
+    filter_: Filters = None,
+    strategy: Strategy = None,
+    require: Require = "any",
+    timeout_ms: TimeoutMs = None,
     no_deduplicate: Annotated[
         bool,
         typer.Option("--no-deduplicate", help="Search without dropping equal documents first."),
     ] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Ask the nodes, whatever is kept.")
-    ] = False,
+    no_cache: NoCache = False,
 ) -> None:
     """The best passages for a question, with sources, ready for a prompt; no model is called."""
     run = session.of(context)
@@ -135,22 +125,18 @@ def _summary(answer: messages.RagResult) -> list[str]:
     if answer.documents:
         more = "; there is more" if answer.truncated else ""
         first = (
-            f"{_counted(answer.count, 'passage')} from {_counted(answer.documents, 'document')},"
+            f"{counted(answer.count, 'passage')} from {counted(answer.documents, 'document')},"
             f" {answer.tokens} of {answer.budget} tokens, in {answer.duration_ms:.0f} ms from"
-            f" {_counted(answer.nodes_searched, 'node')}{more}"
+            f" {counted(answer.nodes_searched, 'node')}{more}"
         )
     else:
         first = "nothing found"
     lines = [first]
     if answer.shards.skipped:
-        lines.append(f"{_counted(answer.shards.skipped, 'shard')} skipped (--json has the reasons)")
+        lines.append(f"{counted(answer.shards.skipped, 'shard')} skipped (--json has the reasons)")
     return [*lines, *(missing(answer) if answer.partial else [])]
 
 
 def _harmless(line: str) -> str:
     """A line of a document as it is, without what could steer a terminal."""
     return "".join(char if char.isprintable() else " " for char in line)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

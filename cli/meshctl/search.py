@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import connection
 from cli.meshctl import session
 from cli.meshctl.arguments import filters
-from cli.output import Output, printable
+from cli.meshctl.search_options import (
+    Collections,
+    Filters,
+    Mode,
+    NoCache,
+    Nodes,
+    Require,
+    Strategy,
+    Threshold,
+    TimeoutMs,
+)
+from cli.output import Output, counted, printable
 
 if TYPE_CHECKING:
     from mesh import MeshClient, messages
@@ -25,42 +36,21 @@ def search(
     *,
     query: Annotated[str, typer.Argument(help="What to look for.")],
     limit: Annotated[int, typer.Option(min=1, max=100, help="Most results.")] = 10,
-    collection: Annotated[
-        list[str] | None, typer.Option(help="Only in this collection; repeat it.")
-    ] = None,
-    mode: Annotated[
-        Literal["hybrid", "vector", "text"], typer.Option(help="By meaning, by words, or both.")
-    ] = "hybrid",
-    threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least cosine of a hit by meaning.")
-    ] = None,
-    node: Annotated[list[str] | None, typer.Option(help="Only on this node; repeat it.")] = None,
-    filter_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter",
-            metavar="COLUMN=VALUE",
-            help='Also column=a,b,c and column>=value (< <= >); "1" in quotes is text. Repeat it.',
-        ),
-    ] = None,
-    strategy: Annotated[
-        Literal["score", "round_robin"] | None, typer.Option(help="How nodes' results are merged.")
-    ] = None,
-    require: Annotated[
-        Literal["any", "quorum", "all"], typer.Option(help="How many shards must have answered.")
-    ] = "any",
-    timeout_ms: Annotated[
-        int | None, typer.Option(min=1, max=60_000, help="How long to wait for slow nodes.")
-    ] = None,
+    collection: Collections = None,
+    mode: Mode = "hybrid",
+    threshold: Threshold = None,
+    node: Nodes = None,
+    filter_: Filters = None,
+    strategy: Strategy = None,
+    require: Require = "any",
+    timeout_ms: TimeoutMs = None,
     no_deduplicate: Annotated[
         bool, typer.Option("--no-deduplicate", help="Keep equal documents of several nodes.")
     ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what each score is made of.")
     ] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Ask the nodes, whatever is kept.")
-    ] = False,
+    no_cache: NoCache = False,
 ) -> None:
     """Search all nodes as if they were one index."""
     run = session.of(context)
@@ -97,8 +87,8 @@ def _show(out: Output, answer: messages.SearchResult, query: str) -> None:
     if not answer.results:
         out.line("nothing found")
     out.line(
-        f"{_counted(answer.count, 'result')} of {_counted(answer.total_results, 'candidate')}"
-        f" in {answer.duration_ms:.0f} ms from {_counted(answer.nodes_searched, 'node')}"
+        f"{counted(answer.count, 'result')} of {counted(answer.total_results, 'candidate')}"
+        f" in {answer.duration_ms:.0f} ms from {counted(answer.nodes_searched, 'node')}"
     )
     if answer.partial:
         for line in missing(answer):
@@ -110,7 +100,7 @@ def _show(out: Output, answer: messages.SearchResult, query: str) -> None:
 def missing(answer: messages.SearchResult | messages.RagResult) -> list[str]:
     """What a partial answer lacks, by shard and node, with the reason of each."""
     shards = answer.shards
-    lines = [f"PARTIAL: {shards.total - shards.ok} of {_counted(shards.total, 'shard')} missing"]
+    lines = [f"PARTIAL: {shards.total - shards.ok} of {counted(shards.total, 'shard')} missing"]
     if not (shards.failed or shards.timed_out):
         lines = ["PARTIAL: some of it by words alone"]
     for report in shards.details:
@@ -162,7 +152,3 @@ def _show_hit(out: Output, rank: int, hit: messages.Hit, query: str) -> None:
     console.print(Padding(body, (0, 0, 0, len(_INDENT))))
     if parts:
         console.print(Padding(Text(", ".join(parts), style="dim"), (0, 0, 0, len(_INDENT))))
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
