@@ -19,7 +19,7 @@ import structlog
 from mesh.core import common_scale
 from mesh.errors import MeshError, UnavailableError
 from mesh.ports import Clock, Embedder
-from mesh.runtime.own_threads import in_own_thread
+from mesh.runtime.own_threads import OwnThreads, in_own_thread
 from mesh.wire.messages import Candidates, SearchOptions, SearchRequest
 
 log = structlog.get_logger()
@@ -79,7 +79,7 @@ class CommonEmbedder:
         """Gives the embedder, or why it is not there."""
         self._again_at = float("inf")
         """When to load it anew (monotonic s): it could not be loaded."""
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._threads = OwnThreads("embedder", _AT_ONCE)
         self._vectors: OrderedDict[bytes, Any] = OrderedDict()
         """By hash of the text, the least recently used first; threads take turns."""
         self._lock = threading.Lock()
@@ -121,10 +121,9 @@ class CommonEmbedder:
             raise UnavailableError("no time was left")
         try:
             async with asyncio.timeout(left_s):
-                await self._turns.acquire()
-                work = in_own_thread("embedder", self._cosines, embedder, query, texts, until)
-                work.add_done_callback(lambda _work: self._turns.release())
-                cosines, hurried = await asyncio.shield(work)  # it has its turn until it ends
+                cosines, hurried = await self._threads.run(
+                    self._cosines, embedder, query, texts, until
+                )
         except TimeoutError:
             raise UnavailableError("the embedder took too long") from None
         except Exception as error:

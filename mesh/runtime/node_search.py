@@ -6,7 +6,6 @@ import asyncio
 import functools
 import secrets
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import structlog
@@ -24,6 +23,7 @@ from mesh.errors import (
     UnavailableError,
 )
 from mesh.ports import Clock, Documents, Embedder
+from mesh.runtime.own_threads import OwnThreads
 from mesh.runtime.results import coverage, how_it_went, lacks_a_leg, missing_texts, search_result
 from mesh.runtime.sdk import SearchFunction
 from mesh.wire.messages import (
@@ -71,7 +71,7 @@ class NodeSearch:
         self._searches = searches
         self._clock = clock
         # Not the loop's: an endpoint that hangs would keep them from everybody else.
-        self._threads = ThreadPoolExecutor(_THREADS, "embed-found")
+        self._threads = OwnThreads("embed-found", _THREADS)
 
     def custom(self) -> tuple[CollectionInfo, ...]:
         """The collections that are functions; how many documents they hold is not known."""
@@ -235,7 +235,7 @@ class NodeSearch:
         error: MeshError
         try:
             async with asyncio.timeout(within_s):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work), ""
+                return await self._threads.run(work), ""
         except TimeoutError:
             error = UnavailableError("the embedder gave no vectors in time")
         except (StateError, UnavailableError) as its:

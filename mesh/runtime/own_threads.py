@@ -15,6 +15,27 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class OwnThreads:
+    """A few threads for what may hang, apart from everybody else's."""
+
+    def __init__(self, name: str, most: int) -> None:
+        """Args:
+        name: Of the threads, for people.
+        most: How many run at once; others wait for their turn.
+        """
+        self._name = name
+        self._turns = asyncio.Semaphore(most)
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What the function gives. Whoever stops waiting does not stop it: it has its turn until it
+        ends.
+        """
+        await self._turns.acquire()
+        work = in_own_thread(self._name, function, *arguments)
+        work.add_done_callback(lambda _work: self._turns.release())
+        return await asyncio.shield(work)
+
+
 def in_own_thread(name: str, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
     """What the function gives. Whoever stops waiting does not stop it; how many run at once is the
     caller's business.
